@@ -1,0 +1,122 @@
+"""What was concluded: findings, prescriptions, fixes and the report's content. Standard library only."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradcheck_doctor.records.sites import Span
+
+SEVERITIES = ("info", "warning", "error")     # in rising order
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """A treatment by name, where and with which arguments. Rules make them; treatments turn them into changes.
+
+    `treatment`: initialise, replace-activation, insert-norm, input-norm, drop-bias, swap-dropout-norm, alpha-dropout, clip-by-norm,
+    clip-value-to-norm, remove-output-activation, replace-loss, learning-rate, add-parameters, zero-grad, adam-epsilon, target-bias, ...
+    `modules` are the paths it acts on; `span` the expression to edit where no module is built there.
+    """
+
+    treatment: str
+    title: str
+    safety: str = "unsafe"                    # safe | unsafe
+    kind: str = "other"                       # init | activation | norm | clip | loss | optimizer | input | other
+    modules: tuple[str, ...] = ()
+    span: Span | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        suffix = self.arguments.get("scheme") or self.arguments.get("to") or ""
+        return f"{self.treatment}-{suffix}".strip("-").replace("_", "-").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace the text of `span` by `text`."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    status: str = "not-run"                   # improved | no-effect | worse | not-run | unmeasurable
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Fix:
+    prescription: Prescription
+    edits: tuple[Edit, ...] = ()
+    verified: Verified = field(default_factory=Verified)
+    refusal: str = ""                         # why there is no edit
+
+
+@dataclass(frozen=True)
+class Finding:
+    code: str
+    rule: str
+    severity: str
+    message: str
+    module: str = ""
+    modules: tuple[str, ...] = ()
+    op: str = ""
+    location: Span | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fixes: tuple[Fix, ...] = ()
+    related: tuple[str, ...] = ()             # fingerprints of findings this one explains
+    operations: tuple[int, ...] = ()          # indices into Recording.operations, for the engine; not in the JSON
+
+    @property
+    def fingerprint(self) -> str:
+        """Stable across runs and line moves: rule, module path and op; no line number, no figure."""
+        key = "|".join((self.code, self.location.file if self.location else "", self.module, self.op))
+        return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of the layer table."""
+
+    module: str
+    op: str
+    order: int
+    on_spine: bool
+    location: Span | None = None
+    forward: Mapping[str, float] = field(default_factory=dict)     # mean, std, zero_fraction
+    gradient: Mapping[str, float] = field(default_factory=dict)    # norm, rms
+    weight: Mapping[str, Any] = field(default_factory=dict)        # std, scheme, gain
+    verdict: str = ""                          # codes of the findings that name it
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows; front ends render it, codec writes and reads it."""
+
+    target: str
+    kind: str                                  # audit | run
+    model: Mapping[str, Any]                   # class, parameters, trainable_parameters, device, dtype
+    probe: Mapping[str, Any]
+    findings: tuple[Finding, ...] = ()         # root causes first
+    layers: tuple[LayerRow, ...] = ()
+    curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    blind_spots: tuple[Any, ...] = ()          # records.sites.BlindSpot
+    suppressed: int = 0
+    version: str = ""
+
+    def count(self, severity: str) -> int:
+        return sum(f.severity == severity for f in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        return "sick" if self.count("error") else "watch" if self.count("warning") else "healthy"
+
+    @property
+    def fixable(self) -> int:
+        return sum(any(fix.edits or not fix.refusal for fix in f.fixes) for f in self.findings)
