@@ -1,0 +1,183 @@
+"""Which expression of the user's source made this: module constructions, initialisations, calls.
+
+`code.co_positions()` gives the exact span of the expression a frame is executing, so two layers on one line are told apart.
+Nothing is written on the user's objects: spans live in weak dictionaries of a `ConstructionLog`.
+"""
+from __future__ import annotations
+
+import functools
+import linecache
+import os
+import site
+import sys
+import sysconfig
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck_doctor.records.sites import Span
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+EXAMPLES = os.path.join(PACKAGE, "examples")
+LIBRARIES = tuple({os.path.abspath(path) + os.sep for path in [
+    sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"),
+    *site.getsitepackages(), site.getusersitepackages(), os.path.dirname(os.path.dirname(torch.__file__))] if path})
+
+
+@functools.cache
+def is_user_file(filename: str) -> bool:
+    """True for source that the user can edit: not the standard library, not an installed package, not this package."""
+    if filename.startswith("<"):
+        return False
+    path = os.path.abspath(filename)
+    if path.startswith(PACKAGE) and not path.startswith(EXAMPLES):
+        return False
+    return not path.startswith(LIBRARIES)
+
+
+@functools.lru_cache(maxsize=8192)
+def span_at(code: CodeType, instruction: int) -> Span | None:
+    """Span of the expression that byte-code offset `instruction` of `code` belongs to."""
+    positions = list(code.co_positions())
+    if not 0 <= instruction // 2 < len(positions):
+        return None
+    line, end_line, start, end = positions[instruction // 2]
+    if line is None:
+        return None
+    return Span(code.co_filename, line, _characters(code.co_filename, line, start or 0) + 1,
+                end_line, None if end is None else _characters(code.co_filename, end_line or line, end) + 1)
+
+
+def _characters(filename: str, line: int, byte_offset: int) -> int:
+    """Byte offset in a UTF-8 line to characters."""
+    text = linecache.getline(filename, line)
+    return byte_offset if text.isascii() else len(text.encode()[:byte_offset].decode(errors="ignore"))
+
+
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame, from `frame` outwards, that runs the user's own source."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def user_span(frame: FrameType | None) -> Span | None:
+    """Span of the user's expression being executed at or above `frame`."""
+    found = user_frame(frame)
+    return None if found is None else span_at(found.f_code, found.f_lasti)
+
+
+def _construction_frame(frame: FrameType | None, module: nn.Module) -> FrameType | None:
+    """Climb out of the `__init__` chain of `module` to the frame that asked for it."""
+    while frame is not None:
+        code = frame.f_code
+        first = code.co_varnames[0] if code.co_argcount else None
+        if first is None or code.co_name != "__init__" or frame.f_locals.get(first) is not module:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """One explicit nn.init call on a parameter."""
+
+    function: str
+    span: Span | None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class ConstructionLog:
+    """Where modules were built, parameters initialised and weights loaded, while `recording_construction` is open."""
+
+    def __init__(self) -> None:
+        self.spans: weakref.WeakKeyDictionary[nn.Module, Span] = weakref.WeakKeyDictionary()
+        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self.initialised: dict[int, list[Initialisation]] = {}
+        self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def built(self, module: nn.Module, frame: FrameType | None) -> None:
+        self.modules.add(module)
+        if module in self.spans:
+            return
+        maker = _construction_frame(frame, module)
+        span = user_span(maker)
+        if span is not None:
+            self.spans[module] = span
+
+    def note_init(self, function: str, tensor: torch.Tensor, frame: FrameType | None, arguments: dict[str, Any]) -> None:
+        if frame is None or not is_user_file(frame.f_code.co_filename):
+            return                                        # a layer's own reset_parameters is its default, not the user's choice
+        key = id(tensor)
+        known = self._alive.get(key)
+        if known is None or known() is not tensor:
+            self.initialised[key] = []
+            self._alive[key] = weakref.ref(tensor)
+        self.initialised[key].append(Initialisation(function, user_span(frame), arguments))
+
+    def initialisations(self, tensor: torch.Tensor) -> list[Initialisation]:
+        known = self._alive.get(id(tensor))
+        return self.initialised.get(id(tensor), []) if known is not None and known() is tensor else []
+
+
+_open: list[ConstructionLog] = []
+
+
+def current_log() -> ConstructionLog | None:
+    """The innermost open log, None when nothing records construction."""
+    return _open[-1] if _open else None
+
+
+@contextmanager
+def recording_construction(log: ConstructionLog | None = None) -> Iterator[ConstructionLog]:
+    """Record where modules are built and initialised while open; restores what it patched, also after an exception."""
+    log = log if log is not None else ConstructionLog()
+    restore = _install(log)
+    _open.append(log)
+    try:
+        yield log
+    finally:
+        _open.remove(log)
+        for owner, name, original in restore:
+            setattr(owner, name, original)
+
+
+def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
+    original_init, original_load = nn.Module.__init__, nn.Module.load_state_dict
+
+    @functools.wraps(original_init)
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original_init(self, *args, **kwargs)
+        log.built(self, sys._getframe(1))
+
+    @functools.wraps(original_load)
+    def load_state_dict(self: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original_load(self, state_dict, *args, **kwargs)
+        log.loaded[self] = {"missing": tuple(result.missing_keys), "unexpected": tuple(result.unexpected_keys), "keys": len(state_dict),
+                            "span": user_span(sys._getframe(1))}
+        return result
+
+    restore: list[tuple[Any, str, Any]] = [(nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load)]
+    nn.Module.__init__ = init  # type: ignore[method-assign]
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    for name in [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]:
+        original = getattr(nn.init, name)
+        restore.append((nn.init, name, original))
+        setattr(nn.init, name, _watching_init(log, name, original))
+    return restore
+
+
+def _watching_init(log: ConstructionLog, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def initialise(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        log.note_init(name, tensor, sys._getframe(1), {**kwargs, **{f"arg{i}": a for i, a in enumerate(args)}})
+        return original(tensor, *args, **kwargs)
+
+    return initialise
