@@ -1,0 +1,102 @@
+"""The operations seen so far and what links them: filled in pass by pass, frozen into records at the end."""
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck_doctor.observe.units import UnitActivity
+from gradcheck_doctor.records.recording import Observed
+from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.summaries import Summary
+
+LIMIT = 20_000        # operations kept of one model
+
+
+@dataclass
+class Node:
+    """An operation in the making."""
+
+    index: int
+    op: str
+    category: str
+    module: nn.Module | None
+    ordinal: int
+    span: Span | None = None
+    producers: list[int] = field(default_factory=list)
+    parameters: list[torch.Tensor] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    requires_grad: bool = True
+    source: bool = False                      # the signal enters here, from outside any recorded operation
+    activity: UnitActivity | None = None
+    forward: dict[int, Summary] = field(default_factory=dict)
+    gradient: dict[int, Summary] = field(default_factory=dict)
+    dtypes: dict[int, str] = field(default_factory=dict)
+    last_pass: int = -1
+    in_loss: bool = False
+
+    def observed(self) -> tuple[Observed, ...]:
+        steps = sorted(set(self.forward) | set(self.gradient))
+        return tuple(Observed(s, self.forward.get(s), self.gradient.get(s), self.dtypes.get(s, "float32")) for s in steps)
+
+
+class Graph:
+    """All nodes by call site, and which live tensor came from which node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._sites: dict[tuple[int, str, int], Node] = {}
+        self._ordinals: dict[tuple[int, str], int] = {}
+        self._made: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._aliases: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
+
+    def begin_pass(self) -> None:
+        """A new forward: call ordinals start again, no tensor is known."""
+        self._ordinals.clear()
+        self._made.clear()
+        self._aliases.clear()
+
+    def node(self, module: nn.Module | None, op: str, category: str) -> tuple[Node, bool]:
+        """The node of the next call of `op` in `module`, and whether it is new."""
+        kind = (id(module), op)
+        ordinal = self._ordinals.get(kind, 0)
+        self._ordinals[kind] = ordinal + 1
+        key = (*kind, ordinal)
+        known = self._sites.get(key)
+        if known is not None:
+            return known, False
+        node = Node(len(self.nodes), op, category, module, ordinal)
+        if len(self.nodes) < LIMIT:
+            self.nodes.append(node)
+            self._sites[key] = node
+        return node, True
+
+    def bind(self, tensor: torch.Tensor, index: int) -> None:
+        self._made[id(tensor)] = (weakref.ref(tensor), index)
+
+    def maker(self, tensor: torch.Tensor) -> int | None:
+        found = self._made.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def alias(self, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+        """`tensor` is only another view of `parameter` (weight.T)."""
+        self._aliases[id(tensor)] = (weakref.ref(tensor), parameter)
+
+    def aliased(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        found = self._aliases.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def ancestors(self, index: int) -> set[int]:
+        """Operations that the value of `index` depends on, itself included."""
+        seen, stack = {index}, [index]
+        while stack:
+            for producer in self.nodes[stack.pop()].producers:
+                if producer not in seen:
+                    seen.add(producer)
+                    stack.append(producer)
+        return seen

@@ -1,0 +1,320 @@
+"""Sees every operation of a forward pass by the name the user wrote, and the gradient of exactly its value.
+
+A `TorchFunctionMode` sees operations, global module hooks give scope only, a prehook on each output's autograd node gives gradients.
+The mode sits at the bottom of the mode stack, so that the user's own modes (torch.device contexts) may come and go above it.
+"""
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gradcheck_doctor.observe.collector import Collector
+from gradcheck_doctor.observe.graph import Graph, Node
+from gradcheck_doctor.observe.losses import loss_record
+from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
+from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
+from gradcheck_doctor.observe.scope import Roots, Scope
+from gradcheck_doctor.observe.units import RELU_LIKE, SATURATION, UnitActivity
+from gradcheck_doctor.records.recording import LossRecord
+from gradcheck_doctor.records.sites import Span
+
+MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
+_TENSORS_AND_CONTAINERS = (list, tuple)
+
+
+class Observer(TorchFunctionMode):
+    """Fills a `Graph` while `active`. Never raises into the user's code: a failure of ours is kept in `failure` and ends observing."""
+
+    def __init__(self, log: ConstructionLog | None = None, limit: int = 1024) -> None:
+        super().__init__()
+        self.log = log
+        self.roots = Roots(log)
+        self.scope = Scope(self.roots)
+        self.graph = Graph()
+        self.collector = Collector(limit)
+        self.step = 0
+        self.before_update = True
+        self.active = False
+        self.failure: BaseException | None = None
+        self.losses: dict[int, LossRecord] = {}
+        self.input_tensors: dict[int, list[Tensor]] = {}
+        self.loss_nodes: list[int] = []
+        self.pass_number = 0
+        self.backward_seen = False
+        self.on_backward: Callable[[Tensor], None] | None = None
+        self.after_backward: Callable[[], None] | None = None
+        self.on_call: Callable[[str, Any], None] | None = None
+        self._pending: list[tuple[Node, bool, int]] = []
+        self._thread = threading.get_ident()
+        self._process = os.getpid()
+        self._spans: dict[tuple[CodeType, int], Span | None] = {}
+
+    # -- switching on and off -------------------------------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Start observing: mode at the bottom of the stack, scope hooks on."""
+        if self.active or self.failure is not None:
+            return
+        with _modes_lifted():
+            self.__enter__()
+        self.scope.attach()
+        self.active = True
+
+    def close(self) -> None:
+        """Stop observing; safe to call at any time, also twice."""
+        self.scope.detach()
+        if self.active:
+            self.active = False
+            _drop_mode(self)
+
+    def begin_pass(self, step: int, before_update: bool) -> None:
+        self.step, self.before_update, self.backward_seen = step, before_update, False
+        self.pass_number += 1
+        self.graph.begin_pass()
+
+    def finish_step(self) -> None:
+        """Turn what was gathered on this step into numbers."""
+        summaries = self.collector.finish()
+        for node, forward, place in self._pending:
+            table = node.forward if forward else node.gradient
+            known = table.get(self.step)
+            if known is None or (not forward and summaries[place].norm > known.norm):
+                table[self.step] = summaries[place]
+        self._pending = []
+        self.graph.begin_pass()
+
+    # -- seeing ---------------------------------------------------------------------------------------------------------------------
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward and self._here():
+            return self._backward(func, args, kwargs)
+        if not self._watching():
+            return func(*args, **kwargs)
+        named = operation_name(func)
+        if named is None:
+            return func(*args, **kwargs)
+        try:
+            inputs = list(_tensors(args)) + list(_tensors(kwargs.values()))
+            relevant = bool(self.scope.stack) or any(t.requires_grad or self.graph.maker(t) is not None for t in inputs)
+        except Exception as error:
+            self._fail(error)
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if relevant and inputs:
+            try:
+                self._record(func, named, args, kwargs, inputs, output)
+            except Exception as error:
+                self._fail(error)
+        return output
+
+    def _here(self) -> bool:
+        return self.active and self.failure is None and threading.get_ident() == self._thread and os.getpid() == self._process
+
+    def _watching(self) -> bool:
+        return (self._here() and torch.is_grad_enabled() and not self.backward_seen and not torch.compiler.is_compiling()
+                and torch._C._functorch.peek_interpreter_stack() is None and not torch.jit.is_tracing())
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.scope.detach()
+
+    def _backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            maker = self.graph.maker(args[0])
+            if maker is not None:
+                self.loss_nodes.append(maker)
+            if self.on_backward is not None:
+                self.on_backward(args[0])
+        except Exception as error:
+            self._fail(error)
+        result = func(*args, **kwargs)
+        self.backward_seen = True
+        if self.after_backward is not None:
+            try:
+                self.after_backward()
+            except Exception as error:
+                self._fail(error)
+        return result
+
+    # -- recording one operation ------------------------------------------------------------------------------------------------------
+    def _record(self, func: Callable[..., Any], named: tuple[str, bool], args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+        op, inplace = named
+        if op == "setitem":
+            output = args[0]
+        values = [v for v in _tensors((output,)) if v.is_floating_point() or v.is_complex()]
+        if not values or all(any(v is t for t in inputs) for v in values) and not inplace and op != "setitem":
+            return                                                  # no new value (dropout in eval returns its input)
+        category = CATEGORY.get(op, "other")
+        used = [p for p in (self._parameter(t) for t in inputs) if p is not None]
+        others = [t for t in inputs if self._parameter(t) is None]
+        if category == "shape" and used and not others:
+            for value in values:
+                self.graph.alias(value, used[0])
+            return
+        category = _refine(category, op, used, others)
+        module = self.scope.stack[-1] if self.scope.stack else None
+        producers, source = self._producers(others, module, category)
+        node, new = self.graph.node(module, op, category)
+        if new or not node.producers:
+            node.producers = producers
+        node.source = node.source or source
+        if new:
+            self._describe(node, func, args, kwargs, inputs, used, values[0], inplace)
+        node.last_pass = self.pass_number
+        for value in values:
+            self.graph.bind(value, node.index)
+        if category in MEASURED:
+            self._measure(node, values)
+        if category == "loss" and isinstance(output, Tensor) and node.index not in self.losses:
+            self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
+
+    def _parameter(self, tensor: Tensor) -> Tensor | None:
+        if self.graph.maker(tensor) is not None:
+            return None
+        if isinstance(tensor, torch.nn.Parameter) or (tensor.requires_grad and tensor.is_leaf):
+            return tensor
+        return self.graph.aliased(tensor)
+
+    def _producers(self, others: list[Tensor], module: Any, category: str) -> tuple[list[int], bool]:
+        """Nodes that made the inputs; a tensor from outside becomes an input node when a module uses it."""
+        found, source = [], False
+        for tensor in others:
+            maker = self.graph.maker(tensor)
+            if maker is None:
+                source = True
+                if module is None or category == "loss" or tensor.dim() == 0 or tensor.is_meta:
+                    continue
+                maker = self._input(tensor)
+            found.append(maker)
+        return list(dict.fromkeys(found)), source or not others
+
+    def _input(self, tensor: Tensor) -> int:
+        module = self.scope.stack[0] if self.scope.stack else None
+        node, new = self.graph.node(module, "input", "input")
+        if new:
+            node.shape, node.requires_grad = tuple(tensor.shape), tensor.requires_grad
+            node.attributes = {"name": self.scope.argument_names.get(id(tensor), ""), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        kept = self.input_tensors.setdefault(node.index, [])
+        if len(kept) < 4:
+            kept.append(tensor.detach())
+        self.graph.bind(tensor, node.index)
+        if tensor.is_floating_point():
+            self._measure(node, [tensor])
+        return node.index
+
+    def _describe(self, node: Node, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], used: list[Tensor], value: Tensor, inplace: bool) -> None:
+        node.attributes = plain_attributes(func, args, kwargs)
+        if inplace:
+            node.attributes["inplace"] = True
+        node.parameters = used
+        node.shape, node.requires_grad = tuple(value.shape), value.requires_grad
+        node.input_shapes = tuple(tuple(t.shape) for t in inputs)
+        node.span = self._span()
+        if node.op in ("add", "sub") and len(node.producers) == 2:
+            first, second = node.producers
+            node.attributes["residual"] = first in self.graph.ancestors(second) or second in self.graph.ancestors(first)
+        if node.op in SATURATION or node.op in RELU_LIKE:
+            node.activity = UnitActivity(node.op, self._unit_axis(node, value))
+
+    def _span(self) -> Span | None:
+        """The user's expression that made this call; positions are looked up once a call site."""
+        frame = user_frame(sys._getframe(3))
+        if frame is None:
+            return None
+        key = (frame.f_code, frame.f_lasti)
+        if key not in self._spans:
+            self._spans[key] = user_span(frame)
+        return self._spans[key]
+
+    def _unit_axis(self, node: Node, value: Tensor) -> int:
+        """Channels are axis 1 after a convolution and in images, the last axis otherwise."""
+        if value.dim() <= 2:
+            return 1
+        index = node.producers[0] if node.producers else None
+        while index is not None:
+            maker = self.graph.nodes[index]
+            if maker.category in ("layer", "recurrent", "attention", "embedding"):
+                return 1 if maker.op.startswith("conv") else -1
+            if maker.op == "batch_norm":
+                return 1
+            if maker.op in ("permute", "transpose", "movedim"):
+                break
+            index = maker.producers[0] if maker.producers else None
+        return 1 if value.dim() == 4 and index is None else -1
+
+    def _measure(self, node: Node, values: list[Tensor]) -> None:
+        value = values[0]
+        if value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
+            return
+        if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
+            value = value.as_subclass(Tensor)
+        self._pending.append((node, True, self.collector.put(value)))
+        node.dtypes[self.step] = str(value.dtype).removeprefix("torch.")
+        if node.activity is not None:
+            node.activity.add(value, self.before_update)
+        for each in values if node.category == "recurrent" else values[:1]:
+            if each.requires_grad and each.grad_fn is not None:
+                each.grad_fn.register_prehook(self._gradient_hook(node, each.output_nr))
+
+    def _gradient_hook(self, node: Node, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
+        def take(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[output_nr] if output_nr < len(gradients) else None
+            if gradient is None or self.failure is not None or not self.active:
+                return
+            try:
+                with torch.no_grad():
+                    self._pending.append((node, False, self.collector.put(gradient)))
+            except Exception as error:
+                self._fail(error)
+
+        return take
+
+
+def _refine(category: str, op: str, used: list[Tensor], others: list[Tensor]) -> str:
+    """Category where it depends on what the operands are."""
+    if category == "matmul":
+        return "layer" if used else "other"
+    if category == "merge" and (len(others) < 2 or op in ("lerp", "where") and used):
+        return "scale" if op in ("add", "sub", "mul", "div", "rsub") else "shape"
+    return category
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors in arguments, lists, tuples and dicts one or two levels deep."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, _TENSORS_AND_CONTAINERS):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+        elif hasattr(value, "data") and type(value).__name__ == "PackedSequence":
+            yield value.data
+
+
+class _modes_lifted:
+    """While open, the user's function modes are off the stack; afterwards they are back on top of whatever was pushed."""
+
+    def __enter__(self) -> None:
+        from torch.overrides import _len_torch_function_stack, _pop_mode
+        self.lifted = [_pop_mode() for _ in range(_len_torch_function_stack())]
+
+    def __exit__(self, *_: object) -> None:
+        from torch.overrides import _push_mode
+        for mode in reversed(self.lifted):
+            _push_mode(mode)
+
+
+def _drop_mode(ours: TorchFunctionMode) -> None:
+    """Take our mode off the stack, wherever in it it is, and leave the others in their order."""
+    from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
+    others = [mode for mode in (_pop_mode() for _ in range(_len_torch_function_stack())) if mode is not ours]
+    for mode in reversed(others):
+        _push_mode(mode)

@@ -1,0 +1,149 @@
+"""Which module is running, and what it is called: paths of every model seen, found from the modules that run."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from gradcheck_doctor.observe.provenance import ConstructionLog
+
+
+class Roots:
+    """Names for modules and parameters. Several models get their class name as a prefix; a single one gets none."""
+
+    def __init__(self, log: ConstructionLog | None = None) -> None:
+        self.log = log
+        self.roots: list[nn.Module] = []
+        self._place: dict[int, tuple[int, str]] = {}
+        self._parameters: dict[int, tuple[int, str]] = {}
+        self.orphans: dict[int, nn.Module] = {}
+        self.calls: dict[int, int] = {}
+
+    def adopt(self, root: nn.Module) -> None:
+        """Know `root` and everything below it; call again after the model changed."""
+        if not any(root is known for known in self.roots):
+            self.roots.append(root)
+        number = next(i for i, known in enumerate(self.roots) if known is root)
+        for path, module in root.named_modules():
+            self._place[id(module)] = (number, path)
+        for name, parameter in root.named_parameters():
+            self._parameters[id(parameter)] = (number, name)
+
+    def knows(self, module: nn.Module) -> bool:
+        return id(module) in self._place
+
+    def meet(self, module: nn.Module, outermost: bool) -> None:
+        """A module is about to run: make sure it has a name."""
+        if self.knows(module):
+            return
+        if outermost:
+            self.adopt(self._top(module))
+            return
+        for root in self.roots:                               # a layer added or replaced during training
+            if any(module is child for child in root.modules()):
+                self.adopt(root)
+                return
+        self._adopt_orphan(module)
+
+    def _adopt_orphan(self, module: nn.Module) -> None:
+        """A module that runs inside another but is registered nowhere: its parameters are in no `parameters()`."""
+        number = len(self.orphans)
+        self.orphans[id(module)] = module
+        prefix = f"<unregistered {type(module).__name__} {number}>"
+        for path, child in module.named_modules():
+            self._place[id(child)] = (-1, f"{prefix}.{path}".rstrip("."))
+        for name, parameter in module.named_parameters():
+            self._parameters[id(parameter)] = (-1, f"{prefix}.{name}")
+
+    def _top(self, module: nn.Module) -> nn.Module:
+        """The outermost module that contains `module`, among all that were built while we looked."""
+        if self.log is None:
+            return module
+        best, size = module, sum(1 for _ in module.modules())
+        for candidate in list(self.log.modules):
+            if candidate is module or not candidate._modules:
+                continue
+            members = list(candidate.modules())
+            if len(members) > size and any(m is module for m in members):
+                best, size = candidate, len(members)
+        return best
+
+    def parameter(self, tensor: torch.Tensor) -> tuple[int, str] | None:
+        return self._parameters.get(id(tensor))
+
+    def place(self, module: nn.Module) -> tuple[int, str]:
+        return self._place.get(id(module), (-1, type(module).__name__))
+
+    def models(self) -> list[int]:
+        """Numbers of the roots that have parameters (a loss module has none)."""
+        return [i for i, root in enumerate(self.roots) if any(True for _ in root.parameters())]
+
+    def prefixes(self) -> dict[int, str]:
+        """Prefix of each root's names: "" for a single model."""
+        models = self.models()
+        result, used = {-1: ""}, set[str]()
+        for number, root in enumerate(self.roots):
+            name = type(root).__name__
+            unique = name if name not in used else f"{name}_{number}"
+            used.add(unique)
+            result[number] = "" if models == [number] else unique
+        return result
+
+    def names(self) -> Iterator[tuple[nn.Module, str]]:
+        """(module, full name) of every known module, parents first."""
+        prefixes = self.prefixes()
+        for number, root in enumerate(self.roots):
+            for path, module in root.named_modules():
+                yield module, join(prefixes[number], path)
+        for orphan in self.orphans.values():
+            for _, module in orphan.named_modules():
+                yield module, self._place[id(module)][1]
+
+
+def join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}".strip(".") if prefix else path
+
+
+class Scope:
+    """The stack of running modules, kept by two global hooks that only push and pop. Attached on observed steps only."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+        self.stack: list[nn.Module] = []
+        self.argument_names: dict[int, str] = {}
+        self._handles: list[RemovableHandle] = []
+        self.enabled = True
+
+    def attach(self) -> None:
+        if not self._handles:
+            self._handles = [register_module_forward_pre_hook(self._enter),
+                             register_module_forward_hook(self._leave, always_call=True)]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.stack.clear()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self._watching():
+            return
+        self.roots.meet(module, outermost=not self.stack)
+        self.stack.append(module)
+        self.roots.calls[id(module)] = self.roots.calls.get(id(module), 0) + 1
+        if len(self.stack) == 1:
+            self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.stack and self.stack[-1] is module:
+            self.stack.pop()
+        elif any(m is module for m in self.stack):
+            while self.stack.pop() is not module:
+                pass
+
+    def _watching(self) -> bool:
+        return self.enabled and torch.is_grad_enabled() and not torch.compiler.is_compiling()
