@@ -1,0 +1,203 @@
+"""From what an observer gathered to an immutable recording."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcheck_doctor.observe.graph import Node
+from gradcheck_doctor.observe.observer import Observer
+from gradcheck_doctor.observe.parameters import parameter_record
+from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
+from gradcheck_doctor.observe.scope import join
+from gradcheck_doctor.observe.spine import spine
+from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
+from gradcheck_doctor.records.sites import BlindSpot, Span
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def module_records(observer: Observer) -> tuple[ModuleRecord, ...]:
+    """One record for every module known, parents first."""
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    for module, name in observer.roots.names():
+        names.setdefault(id(module), []).append(name)
+        modules.setdefault(id(module), module)
+    spans = built_spans(observer, names, modules)
+    return tuple(_module_record(module, names[key], spans.get(key), observer.roots.calls.get(key, 0)) for key, module in modules.items())
+
+
+def built_spans(observer: Observer, names: Mapping[int, list[str]], modules: Mapping[int, nn.Module]) -> dict[int, Span]:
+    """Construction spans; a copy made by deepcopy has none of its own and takes that of the module around it."""
+    log = observer.log
+    if log is None:
+        return {}
+    by_name = {names[key][0]: module for key, module in modules.items()}
+    found: dict[int, Span] = {}
+    for key, module in modules.items():
+        path = names[key][0]
+        while True:
+            owner = by_name.get(path)
+            span = log.spans.get(owner) if owner is not None else None
+            if span is not None:
+                found[key] = span
+                break
+            if not path:
+                break
+            path = path.rpartition(".")[0]
+    return found
+
+
+def _module_record(module: nn.Module, names: list[str], span: Span | None, calls: int) -> ModuleRecord:
+    source = getattr(__import__("sys").modules.get(type(module).__module__), "__file__", None)
+    config = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _plain(v)}
+    config |= {f"has_{k}": module._parameters[k] is not None for k in ("weight", "bias") if k in module._parameters}
+    return ModuleRecord(
+        path=names[0], type=type(module).__name__, built=span, training=module.training, config=config,
+        parameters=tuple(join(names[0], k) for k, p in module._parameters.items() if p is not None), calls=calls, aliases=tuple(names[1:]),
+        library=not (source is None or is_user_file(source)), leaf=not any(True for _ in module.children()))
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or isinstance(value, (tuple, list)) and len(value) <= 8 and all(isinstance(v, _PLAIN) for v in value)
+
+
+class ParameterBook:
+    """Records of parameters as they were before the first update."""
+
+    def __init__(self, log: ConstructionLog | None) -> None:
+        self.log = log
+        self.records: dict[int, tuple[Tensor, ParameterRecord]] = {}
+        self.loaded: set[int] = set()
+
+    def take(self, observer: Observer) -> None:
+        """Record every parameter not yet known, under its name now."""
+        self._mark_loaded()
+        for module, path in observer.roots.names():
+            for role, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in self.records:
+                    record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=id(parameter) in self.loaded)
+                    self.records[id(parameter)] = (parameter, record)
+
+    def take_raw(self, node: Node, path: str) -> None:
+        """Record a bare tensor that requires a gradient and was used as a weight."""
+        for place, parameter in enumerate(node.parameters):
+            if id(parameter) not in self.records and parameter.is_leaf:
+                name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
+                self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log))
+
+    def _mark_loaded(self) -> None:
+        if self.log is None:
+            return
+        for module, facts in list(self.log.loaded.items()):
+            for name, parameter in module.named_parameters():
+                if name not in facts["missing"]:
+                    self.loaded.add(id(parameter))
+
+
+def operations(observer: Observer, book: ParameterBook, kind: str) -> tuple[Operation, ...]:
+    """The operations that the losses depend on (all of them when no backward was seen), renumbered, with the spine marked."""
+    graph = observer.graph
+    keep = set().union(*(graph.ancestors(i) for i in dict.fromkeys(observer.loss_nodes))) if observer.loss_nodes else {n.index for n in graph.nodes}
+    nodes = [n for n in graph.nodes if n.index in keep]
+    number = {n.index: i for i, n in enumerate(nodes)}
+    on_spine = _spine(nodes, list(dict.fromkeys(observer.loss_nodes)))
+    prefixes = observer.roots.prefixes()
+    repeats: dict[tuple[int, str, Span | None], int] = {}
+    for node in nodes:
+        site = (id(node.module), node.op, node.span)
+        repeats[site] = repeats.get(site, 0) + 1
+    frozen = []
+    for node in nodes:
+        path, type_name = _place(observer, node, prefixes)
+        book.take_raw(node, path)
+        total, first, last = node.activity.result() if node.activity is not None else (None, None, None)
+        frozen.append(Operation(
+            index=number[node.index], op=node.op, category=node.category, module=path, module_type=type_name, ordinal=node.ordinal,
+            producers=tuple(number[p] for p in node.producers if p in number),
+            parameters=tuple(book.records[id(p)][1].name for p in node.parameters if id(p) in book.records), called=node.span, shape=node.shape,
+            input_shapes=node.input_shapes, attributes=node.attributes, on_spine=node.index in on_spine, requires_grad=node.requires_grad,
+            observed=node.observed(), units=total, units_first=first, units_last=last, repeats=repeats[(id(node.module), node.op, node.span)]))
+    return tuple(frozen)
+
+
+def _place(observer: Observer, node: Node, prefixes: Mapping[int, str]) -> tuple[str, str]:
+    if node.module is None:
+        return "", ""
+    root, path = observer.roots.place(node.module)
+    return join(prefixes.get(root, ""), path), type(node.module).__name__
+
+
+def _spine(nodes: list[Node], losses: list[int]) -> frozenset[int]:
+    """Union over the losses of their dominators, over operations that carry a gradient."""
+    carrying = {n.index: n for n in nodes if n.requires_grad and n.category != "input"}
+    producers = {i: [p for p in n.producers if p in carrying] for i, n in carrying.items()}
+    sources = [i for i, made_by in producers.items() if not made_by]
+    return frozenset().union(*(spine(producers, sources, loss) for loss in losses))
+
+
+def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossRecord, ...]:
+    """Loss calls among the kept operations, numbered as these are; a scalar loss of unknown making as op "scalar"."""
+    from dataclasses import replace
+    by_site = {(o.op, o.called, o.module, o.ordinal): o.index for o in kept if o.category == "loss"}
+    prefixes = observer.roots.prefixes()
+    found = []
+    for index, record in observer.losses.items():
+        node = observer.graph.nodes[index]
+        place = by_site.get((node.op, node.span, _place(observer, node, prefixes)[0], node.ordinal))
+        if place is not None:
+            found.append(replace(record, operation=place))
+    if not found and observer.loss_nodes and kept:
+        found.append(LossRecord(operation=len(kept) - 1, op="scalar", value=_value(kept[-1])))
+    return tuple(found)
+
+
+def _value(operation: Operation) -> float | None:
+    return operation.first.forward.mean if operation.first is not None and operation.first.forward is not None else None
+
+
+def input_records(observer: Observer, synthetic: bool = False) -> tuple[InputRecord, ...]:
+    """What entered the models from outside, over the first few batches."""
+    found = []
+    for index, tensors in observer.input_tensors.items():
+        node = observer.graph.nodes[index]
+        summary = next(iter(node.forward.values()), None)
+        facts: dict[str, Any] = {}
+        if tensors[0].is_floating_point() and tensors[0].dim() >= 2 and tensors[0].numel():
+            facts = _feature_facts(tensors)
+        found.append(InputRecord(name=node.attributes.get("name") or f"input{node.ordinal}", shape=node.shape, dtype=node.attributes["dtype"],
+                                 floating=tensors[0].is_floating_point(), summary=summary, synthetic=synthetic, **facts))
+    return tuple(found)
+
+
+def _feature_facts(tensors: list[Tensor]) -> dict[str, Any]:
+    """Spread and offset of single features (columns of a matrix, channels of images, features of sequences)."""
+    shape = tensors[0].shape
+    same = [t.float() for t in tensors if t.shape[1:] == shape[1:]]
+    joined = torch.cat(same)
+    axis = 1 if joined.dim() in (2, 4, 5) else -1
+    features = joined.movedim(axis, 0).flatten(1)
+    if features.numel() > 4_000_000:
+        features = features[:, :: features.numel() // 4_000_000 + 1]
+    std, mean = features.std(dim=1, unbiased=False), features.mean(dim=1)
+    rows = joined.flatten(1)[:256]
+    return {"channel_std_min": _number(std.min()), "channel_std_max": _number(std.max()), "channel_absmean_max": _number(mean.abs().max()),
+            "distinct_samples": len(torch.unique(rows[:, :512], dim=0)), "sparse_fraction": _number((features == 0).float().mean())}
+
+
+def _number(value: Tensor) -> float:
+    number = value.item()
+    return number if math.isfinite(number) else math.nan
+
+
+def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...]) -> tuple[BlindSpot, ...]:
+    """Modules with parameters that never ran, scripted ones, and our own failure."""
+    found = [BlindSpot(m.path, "never called in the observed passes") for m in modules if m.parameters and not m.calls]
+    found += [BlindSpot(m.path, "scripted: operations inside are not visible") for m in modules if m.type == "RecursiveScriptModule"]
+    if observer.failure is not None:
+        found.append(BlindSpot("", f"observing stopped: {type(observer.failure).__name__}: {observer.failure}"))
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""What each parameter was when we first saw it: fans, spread, which initialisation it follows, whether it was ever trained."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcheck_doctor.observe.provenance import ConstructionLog, Initialisation
+from gradcheck_doctor.records.recording import ParameterRecord
+from gradcheck_doctor.theory.fans import fans
+from gradcheck_doctor.theory.schemes import Sample, recognise
+
+SAMPLE = 4096
+QUANTILES = 33
+_GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
+
+
+def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module | None, *, log: ConstructionLog | None = None,
+                     trained: bool = False) -> ParameterRecord:
+    """Facts about one parameter; `owner` is the module that holds it, `trained` what is known from outside (a loaded state dict)."""
+    role = name.rsplit(".", 1)[-1]
+    shape = tuple(parameter.shape)
+    base: dict[str, Any] = {"name": name, "module": path, "role": role, "shape": shape, "count": parameter.numel(),
+                            "trainable": parameter.requires_grad, "dtype": str(parameter.dtype).removeprefix("torch.")}
+    if parameter.is_meta or parameter.numel() == 0 or not parameter.is_floating_point() or isinstance(parameter, nn.UninitializedTensorMixin):
+        return ParameterRecord(**base, trained=trained)
+    value = parameter.detach()
+    if hasattr(value, "to_local"):
+        value = value.to_local()
+    kind = type(owner).__name__ if owner is not None else ""
+    fan_in, fan_out = _fans(owner, kind, role, shape)
+    sample = sample_of(value)
+    match = recognise(sample, fan_in, fan_out, role=role)
+    explicit = log.initialisations(parameter) if log is not None else []
+    loaded = trained or (match.never_trained is False and not explicit)
+    return ParameterRecord(
+        **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
+        absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
+        rows_equal=_rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
+        spectral_radius=_spectral_radius(kind, role, value), gate_bias=_gate_bias(kind, role, value))
+
+
+def _span(explicit: list[Initialisation]) -> Any:
+    return explicit[-1].span if explicit else None
+
+
+def _fans(owner: nn.Module | None, kind: str, role: str, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+    """Fans of a weight; those of the weight for its bias; None where the notion has no meaning (norms)."""
+    weight = getattr(owner, role.replace("bias", "weight"), None) if owner is not None else None
+    if "bias" in role and isinstance(weight, Tensor) and weight.dim() >= 2:
+        shape = tuple(weight.shape)
+    if len(shape) < 2:
+        return None, None
+    groups = getattr(owner, "groups", 1) if isinstance(getattr(owner, "groups", 1), int) else 1
+    try:
+        return fans(kind, shape, groups=groups, gates=_GATES.get(kind, 1))
+    except ValueError:
+        return None, None
+
+
+def sample_of(value: Tensor) -> Sample:
+    """Plain numbers that describe a weight, from at most 4,096 evenly spaced elements."""
+    flat = value.reshape(-1)
+    count = flat.numel()
+    picked = flat[:: max(1, count // SAMPLE)][:SAMPLE].double()
+    mean, std = picked.mean().item(), picked.std(unbiased=False).item()
+    centred = picked - mean
+    kurtosis = (centred**4).mean().item() / std**4 if std > 0 else math.nan
+    finite = bool(torch.isfinite(picked).all())
+    positions = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+    quantiles = tuple(torch.quantile(picked, positions).tolist()) if finite else ()
+    return Sample(count=count, mean=mean, std=std, absmax=flat.abs().max().item(), kurtosis=kurtosis, quantiles=quantiles,
+                  constant=bool((flat == flat[0]).all()), orthogonal=_orthogonal(value), distinct=len(torch.unique(picked)))
+
+
+def _orthogonal(value: Tensor) -> bool:
+    """Rows (or columns) orthogonal to each other with one common length."""
+    if value.dim() < 2 or min(value.shape[0], value[0].numel()) < 2 or value.numel() > 4_000_000:
+        return False
+    matrix = value.reshape(value.shape[0], -1).double()
+    if matrix.shape[0] > matrix.shape[1]:
+        blocks, remainder = divmod(matrix.shape[0], matrix.shape[1])
+        if remainder == 0 and blocks in (3, 4) and _orthogonal(value[: matrix.shape[1]]):
+            return True
+        matrix = matrix.T
+    matrix = matrix[:256]
+    product = matrix @ matrix.T
+    scale = product.diagonal().mean()
+    return bool(scale > 0 and (product / scale - torch.eye(len(product))).abs().max() < 1e-3)
+
+
+def _rows_equal(value: Tensor) -> bool:
+    return value.dim() >= 2 and value.shape[0] > 1 and bool((value == value[:1]).all())
+
+
+def _spectral_radius(kind: str, role: str, value: Tensor) -> float | None:
+    """Largest |eigenvalue| of a plain recurrent matrix."""
+    recurrent = kind in ("RNN", "RNNCell") and role.startswith("weight_hh")
+    if not recurrent or value.dim() != 2 or value.shape[0] != value.shape[1] or value.shape[0] > 1024 or not bool(torch.isfinite(value).all()):
+        return None
+    return torch.linalg.eigvals(value.double().cpu()).abs().max().item()
+
+
+def _gate_bias(kind: str, role: str, value: Tensor) -> float | None:
+    """Mean of the forget-gate slice of an LSTM bias (gate order of torch: input, forget, cell, output)."""
+    if kind not in ("LSTM", "LSTMCell") or not role.startswith("bias"):
+        return None
+    size = value.numel() // 4
+    return value[size: 2 * size].mean().item()
