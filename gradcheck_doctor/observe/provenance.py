@@ -73,7 +73,7 @@ def user_span(frame: FrameType | None) -> Span | None:
     return None if found is None else span_at(found.f_code, found.f_lasti)
 
 
-def _construction_frame(frame: FrameType | None, module: nn.Module) -> FrameType | None:
+def _construction_frame(frame: FrameType | None, module: object) -> FrameType | None:
     """Climb out of the `__init__` chain of `module` to the frame that asked for it."""
     while frame is not None:
         code = frame.f_code
@@ -100,6 +100,8 @@ class ConstructionLog:
         self.spans: weakref.WeakKeyDictionary[nn.Module, Span] = weakref.WeakKeyDictionary()
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, Span] = weakref.WeakKeyDictionary()
+        self.compiled = False
         self.initialised: dict[int, list[Initialisation]] = {}
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
 
@@ -111,6 +113,11 @@ class ConstructionLog:
         span = user_span(maker)
         if span is not None:
             self.spans[module] = span
+
+    def optimizer_built(self, optimizer: torch.optim.Optimizer, frame: FrameType | None) -> None:
+        span = user_span(_construction_frame(frame, optimizer))
+        if span is not None:
+            self.optimizers[optimizer] = span
 
     def note_init(self, function: str, tensor: torch.Tensor, frame: FrameType | None, arguments: dict[str, Any]) -> None:
         if frame is None or not is_user_file(frame.f_code.co_filename):
@@ -164,7 +171,24 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
                             "span": user_span(sys._getframe(1))}
         return result
 
-    restore: list[tuple[Any, str, Any]] = [(nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load)]
+    original_optimizer = torch.optim.Optimizer.__init__
+
+    @functools.wraps(original_optimizer)
+    def optimizer_init(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        original_optimizer(self, *args, **kwargs)
+        log.optimizer_built(self, sys._getframe(1))
+
+    original_compile = torch.compile
+
+    @functools.wraps(original_compile)
+    def compile_(*args: Any, **kwargs: Any) -> Any:
+        log.compiled = True
+        return original_compile(*args, **kwargs)
+
+    restore: list[tuple[Any, str, Any]] = [(torch.optim.Optimizer, "__init__", original_optimizer), (torch, "compile", original_compile),
+                                           (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load)]
+    torch.optim.Optimizer.__init__ = optimizer_init  # type: ignore[method-assign]
+    torch.compile = compile_
     nn.Module.__init__ = init  # type: ignore[method-assign]
     nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
     for name in [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]:

@@ -1,0 +1,74 @@
+"""Facts for single rules that have no place elsewhere; each key of `Recording.notes` is filled here."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcheck_doctor.errors import ProbeError
+from gradcheck_doctor.records.recording import ModuleRecord
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.observe.observer import Observer
+
+
+def compiled(model: nn.Module) -> bool:
+    """True when `model` (or a part of it) was passed through torch.compile."""
+    return any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+
+
+def refuse(model: nn.Module) -> None:
+    """Models that can't be observed are refused at once, with what to do instead."""
+    if isinstance(model, nn.DataParallel):
+        raise ProbeError("torch.nn.DataParallel copies the model to threads on every step, so nothing can be attributed.\n"
+                         "Watch the module inside (model.module) on one device, or use DistributedDataParallel.")
+
+
+class Facts:
+    """Gathers `Recording.notes`: batchnorm, autocast, scaled, orphans."""
+
+    def __init__(self) -> None:
+        self.batchnorm: dict[int, dict[str, Any]] = {}
+        self.autocast: str | None = None
+        self.scaled = False
+        self._modules: dict[int, nn.Module] = {}
+
+    def before_backward(self, observer: Observer, loss: Tensor) -> None:
+        for root in observer.roots.roots:
+            for module in root.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                    self._batchnorm(module)
+        dtypes = {d for node in observer.graph.nodes[:400] for d in node.dtypes.values()}
+        self.autocast = next((d for d in ("float16", "bfloat16") if d in dtypes and "float32" in dtypes), self.autocast)
+
+    def _batchnorm(self, module: Any) -> None:
+        frozen = module.weight is not None and not module.weight.requires_grad
+        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "start": None, "change": 0.0})
+        self._modules[id(module)] = module
+        row["steps"] += 1
+        if frozen:
+            row["frozen_steps"] += 1
+            row["frozen_training_steps"] += module.training
+            mean, variance = module.running_mean.detach(), module.running_var.detach()
+            if row["start"] is None:
+                row["start"] = (mean.clone(), variance.clone())
+            else:
+                start_mean, start_variance = row["start"]
+                row["change"] = ((mean - start_mean).abs() / (start_variance + 1e-5).sqrt()).mean().item()
+
+    def after_step(self, observer: Observer) -> None:
+        return None
+
+    def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...]) -> dict[str, Any]:
+        names = {id(module): name for module, name in observer.roots.names()}
+        log = observer.log
+        return {
+            "batchnorm": {names[k]: {a: b for a, b in row.items() if a != "start"} for k, row in self.batchnorm.items() if k in names},
+            "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),
+            "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,
+                         "built": log.spans.get(module) if log is not None else None,
+                         "parameters": [n for n, p in module.named_parameters() if p.requires_grad]}
+                        for key, module in observer.roots.orphans.items()],
+            "loaded": [{"module": names.get(id(m), ""), **{k: v for k, v in f.items()}} for m, f in log.loaded.items()] if log is not None else [],
+            "torch": torch.__version__}

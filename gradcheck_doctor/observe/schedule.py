@@ -1,0 +1,47 @@
+"""Which optimizer steps are observed: dense at the start, then ever rarer, within a budget of time."""
+from __future__ import annotations
+
+import time
+
+DENSE = 8              # first steps, all observed
+GROWTH = 1.06          # then the next observed step is this factor further on
+BUDGET = 0.01          # share of the running time that "auto" may cost
+GRACE_SECONDS = 4.0    # may be spent whatever the share: a script of seconds is worth looking at closely
+
+
+class Schedule:
+    """`every` = N observes each N-th step (and the first `DENSE`); "auto" follows the budget."""
+
+    def __init__(self, every: int | str = "auto", budget: float = BUDGET, grace: float = GRACE_SECONDS, together: int = 1) -> None:
+        self.every, self.budget, self.grace, self.together = every, budget, grace, together
+        self.spent = 0.0
+        self.started = time.perf_counter()
+        self.observed = 0
+        self._next = 0
+        self._run = 0
+
+    def wants(self, step: int) -> bool:
+        """Whether optimizer step number `step` (from 0) is to be observed."""
+        if isinstance(self.every, int):
+            return step < DENSE or step % self.every < self.together
+        if step < DENSE * self.together:
+            return True
+        if self._run > 0:
+            return True
+        return step >= self._next and self.affordable(1.0)
+
+    def affordable(self, share: float) -> bool:
+        """Whether what was spent is within `share` of the budget."""
+        elapsed = time.perf_counter() - self.started
+        return self.spent <= share * max(self.grace, self.budget * elapsed)
+
+    def done(self, step: int, seconds: float) -> None:
+        """An observed step ended; `seconds` is what observing it cost."""
+        self.spent += seconds
+        self.observed += 1
+        self._run = self.together - 1 if self._run <= 0 else self._run - 1
+        self._next = max(step + 1, int(step * GROWTH) + 1)
+
+    def describe(self, steps: int) -> str:
+        mode = f"every {self.every}" if isinstance(self.every, int) else f"auto ({self.budget:.0%} of the time, at least {self.grace:g} s)"
+        return f"{mode}: {self.observed} of {steps} steps, {self.spent:.2f} s"

@@ -1,0 +1,320 @@
+"""Watches any training loop: windows between optimizer steps, some of them observed in full, the others by loss and gradient norm only.
+
+A window ends when an optimizer's step ends. Nothing is patched on the user's objects; the global hooks of torch.optim mark the steps,
+and `Tensor.backward` is wrapped while attached so that the loss of every step is known.
+"""
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from gradcheck_doctor.observe import facts
+from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.observer import Observer
+from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
+from gradcheck_doctor.observe.schedule import Schedule
+from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms
+from gradcheck_doctor.records.recording import Event, OptimizerGroup, OptimizerRecord, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.records.sites import Span
+
+
+class _Optimizer:
+    """What we know of one optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None) -> None:
+        self.ref = weakref.ref(optimizer)
+        self.number, self.built = number, built
+        self.steps = 0
+        self.stepped: Span | None = None
+        self.zeroed = True
+        self.initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
+        self.last: OptimizerRecord | None = None
+
+    def parameters(self) -> list[Tensor]:
+        optimizer = self.ref()
+        return [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
+
+
+class Monitor:
+    """Observes training while attached; `recording()` gives what was seen so far at any time.
+
+    Args:
+        models: watched models; () watches whatever runs (as `doctor run` does).
+        optimizers: their optimizers, if known; others are met when they step.
+        every: N or "auto".
+        log: where construction was recorded.
+        max_steps: call `stop` after that many optimizer steps.
+    """
+
+    def __init__(self, models: Iterable[nn.Module] = (), optimizers: Iterable[torch.optim.Optimizer] = (), every: int | str = "auto", *,
+                 log: ConstructionLog | None = None, max_steps: int | None = None, stop: Callable[[], None] | None = None,
+                 on_step: Callable[[Monitor], None] | None = None, limit: int = 1024) -> None:
+        self.observer = Observer(log, limit)
+        self.log = log
+        self.book = ParameterBook(log)
+        self.only = bool(list(models := list(models)))
+        for model in models:
+            facts.refuse(model)
+            self.observer.roots.adopt(model)
+        self.schedule = Schedule(every)
+        self.max_steps, self.stop, self.on_step = max_steps, stop, on_step
+        self.facts = facts.Facts()
+        self.step = 0
+        self.steps: list[StepRecord] = []
+        self.curve: list[tuple[int, float]] = []
+        self.events: list[Event] = []
+        self.parameter_steps: dict[int, list[ParameterStep]] = {}
+        self._optimizers: dict[int, _Optimizer] = {}
+        self._norms: dict[int, float | None] = {}
+        self._scale = 1.0
+        self._losses: list[Tensor] = []
+        self._light: list[Tensor] = []
+        self._backwards = 0
+        self._updates: Updates | None = None
+        self._window_started = time.perf_counter()
+        self._plain_seconds: list[float] = []
+        self._handles: list[Any] = []
+        self._original_backward: Any = None
+        self._clip_seen = False
+        self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self._on_backward, self._after_backward, self._on_call
+        for optimizer in optimizers:
+            self._meet(optimizer)
+
+    # -- attaching ------------------------------------------------------------------------------------------------------------------
+    def attach(self) -> Monitor:
+        if not self._handles:
+            self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
+            self._wrap_backward()
+            self._open_window()
+        return self
+
+    def detach(self) -> None:
+        self.observer.close()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._original_backward is not None:
+            Tensor.backward = self._original_backward  # type: ignore[method-assign]
+            self._original_backward = None
+
+    def __enter__(self) -> Monitor:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def _wrap_backward(self) -> None:
+        original = self._original_backward = Tensor.backward
+
+        @functools.wraps(original)
+        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = original(tensor, *args, **kwargs)
+            self._light_backward(tensor)
+            return result
+
+        Tensor.backward = backward  # type: ignore[method-assign]
+
+    # -- windows --------------------------------------------------------------------------------------------------------------------
+    def _open_window(self) -> None:
+        """Begin the window that ends with the next optimizer step."""
+        self._norms, self._losses, self._backwards, self._updates, self._clip_seen = {}, [], 0, None, False
+        self._window_started = time.perf_counter()
+        compiled = self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
+        if not compiled and self.schedule.wants(self.step):
+            self.observer.begin_pass(self.step, before_update=self.step == 0)
+            self.observer.open()
+        else:
+            self.observer.close()
+
+    def _on_backward(self, loss: Tensor) -> None:
+        """Just before backward on an observed step: are last step's gradients still there?"""
+        for known in self._optimizers.values():
+            if known.steps and not known.zeroed:
+                known.zeroed = all(p.grad is None or not bool(p.grad.any()) for p in known.parameters()[:50] if p.requires_grad)
+        if self._backwards == 0:
+            self.book.take(self.observer)
+            self.facts.before_backward(self.observer, loss)
+            self._event("backward", span=user_span(sys._getframe(4)))
+
+    def _after_backward(self) -> None:
+        parameters = [p for p, _ in self.book.records.values()]
+        self._norms = gradient_norms(parameters)
+
+    def _light_backward(self, loss: Tensor) -> None:
+        """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
+        try:
+            self._backwards += 1
+            if loss.numel() == 1:
+                self._losses.append(loss.detach())
+            if not self.observer.active and self._optimizers and self.schedule.affordable(0.5):
+                start = time.perf_counter()
+                gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
+                if gradients and not hasattr(gradients[0], "to_local"):
+                    self._light = torch._foreach_norm(gradients)
+                self.schedule.spent += time.perf_counter() - start
+        except Exception as error:
+            self.observer._fail(error)
+
+    def _on_call(self, kind: str, value: Any) -> None:
+        if kind == "scale":
+            self._scale = float(value) or 1.0
+            self.facts.scaled = True
+        elif not self._clip_seen:
+            self._clip_seen = True
+            name, threshold, span = value
+            self._event(name, span=span, value=threshold, before=self._global())
+
+    def _global(self) -> float | None:
+        norm = global_norm(self._norms.values())
+        return None if norm is None else norm / self._scale
+
+    def _event(self, kind: str, **more: Any) -> None:
+        if sum(e.kind == kind for e in self.events) < 500:
+            self.events.append(Event(kind, self.step, order=len(self.events), **more))
+
+    # -- optimizer steps --------------------------------------------------------------------------------------------------------------
+    def _meet(self, optimizer: torch.optim.Optimizer) -> _Optimizer | None:
+        known = self._optimizers.get(id(optimizer))
+        if known is None or known.ref() is not optimizer:
+            if self.only and not self._ours(optimizer):
+                return None
+            built = self.log.optimizers.get(optimizer) if self.log is not None else None
+            known = self._optimizers[id(optimizer)] = _Optimizer(optimizer, len(self._optimizers), built)
+            self.schedule.together = max(1, len(self._optimizers))
+        return known
+
+    def _ours(self, optimizer: torch.optim.Optimizer) -> bool:
+        watched = {id(p) for root in self.observer.roots.roots for p in root.parameters()}
+        return any(id(p) in watched for group in optimizer.param_groups for p in group["params"])
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            known = self._meet(optimizer)
+            if known is None:
+                return
+            if known.stepped is None:
+                known.stepped = user_span(sys._getframe(1))
+            if self.observer.active:
+                self._updates = Updates(known.parameters())
+                if not self._norms and self._backwards:
+                    self._after_backward()
+        except Exception as error:
+            self.observer._fail(error)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            known = self._meet(optimizer)
+            if known is None:
+                return
+            self._close_window(known)
+        except Exception as error:
+            self.observer._fail(error)
+            self.observer.close()
+        if self.on_step is not None:
+            self.on_step(self)
+        if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
+            self.stop()
+
+    def _close_window(self, known: _Optimizer) -> None:
+        observed = self.observer.active
+        loss = self._loss()
+        norm: float | None = None
+        stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
+        if observed:
+            if self._updates is not None:
+                for key, row in self._updates.finish(self.step, self._norms, self._scale).items():
+                    self.parameter_steps.setdefault(key, []).append(row)
+            self._other_gradients()
+            self.observer.finish_step()
+            norm = global_norm(n for p, n in ((p, self._norms.get(id(p))) for p in known.parameters()))
+            norm = None if norm is None else norm / self._scale
+            self.facts.after_step(self.observer)
+            known.zeroed = False
+        elif self._light:
+            norm = math.sqrt(sum(n * n for n in torch.stack([n.float() for n in self._light]).tolist())) / self._scale
+        self._light = []
+        known.last = _optimizer_record(known)
+        lr = known.last.groups[0].lr if known.last is not None and known.last.groups else None
+        if observed or norm is not None or loss is not None:
+            self.steps.append(StepRecord(step=self.step, loss=loss, grad_norm=norm, lr=lr, backwards=self._backwards, stale_gradient=stale,
+                                         optimizer=known.number))
+        if loss is not None:
+            self.curve.append((self.step, loss))
+        seconds = time.perf_counter() - self._window_started
+        if observed:
+            usual = sorted(self._plain_seconds)[len(self._plain_seconds) // 2] if self._plain_seconds else 0.5 * seconds
+            self.schedule.done(self.step, max(0.0, seconds - usual))
+        elif len(self._plain_seconds) < 200:
+            self._plain_seconds.append(seconds)
+        known.steps += 1
+        self.step += 1
+        self._open_window()
+
+    def _loss(self) -> float | None:
+        if not self._losses:
+            return None
+        value = sum(t.float().item() for t in self._losses) / len(self._losses)
+        return value / self._scale
+
+    def _other_gradients(self) -> None:
+        """Parameters that this optimizer does not hold: their gradients are worth a row, too."""
+        for key, norm in self._norms.items():
+            rows = self.parameter_steps.setdefault(key, [])
+            if not rows or rows[-1].step != self.step:
+                scaled = None if norm is None else norm / self._scale
+                rows.append(ParameterStep(step=self.step, grad_norm=scaled, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm)))
+
+    # -- result ---------------------------------------------------------------------------------------------------------------------
+    def recording(self, kind: str = "run", **probe: Any) -> Recording:
+        """Everything seen so far, as an immutable record."""
+        observer = self.observer
+        if observer.active:
+            observer.finish_step()
+        self.book.take(observer)
+        kept = operations(observer, self.book, kind)
+        modules = module_records(observer)
+        held = {id(p) for o in self._optimizers.values() for p in o.parameters()}
+        from dataclasses import replace
+        parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None)
+                           for key, (_, record) in self.book.records.items())
+        names = {key: record.name for key, (_, record) in self.book.records.items()}
+        optimizers = tuple(record for o in self._optimizers.values() if (record := _named(o, names)) is not None)
+        models = [observer.roots.roots[i] for i in observer.roots.models()]
+        first = next(iter(models[0].parameters())) if models else None
+        return Recording(
+            kind=kind, model_class=", ".join(type(m).__name__ for m in models), parameter_count=sum(p.count for p in parameters),
+            trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
+            dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
+            operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=tuple(self.steps),
+            parameter_steps={names[k]: tuple(v) for k, v in self.parameter_steps.items() if k in names}, events=tuple(self.events),
+            curve=tuple(self.curve), total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
+            blind_spots=blind_spots(observer, modules), notes=self.facts.notes(observer, modules))
+
+
+def _optimizer_record(known: _Optimizer) -> OptimizerRecord | None:
+    optimizer = known.ref()
+    if optimizer is None:
+        return known.last
+    groups = tuple(OptimizerGroup(
+        lr=float(g.get("lr", math.nan)), parameters=tuple(str(id(p)) for p in g["params"]), weight_decay=float(g.get("weight_decay", 0.0) or 0.0),
+        momentum=float(g.get("momentum", 0.0) or 0.0), eps=g.get("eps"), betas=tuple(float(b) for b in g.get("betas", ())),
+        initial_lr=known.initial[i] if i < len(known.initial) else None) for i, g in enumerate(optimizer.param_groups))
+    return OptimizerRecord(type(optimizer).__name__, groups, built=known.built, stepped=known.stepped, steps=known.steps + 1)
+
+
+def _named(known: _Optimizer, names: dict[int, str]) -> OptimizerRecord | None:
+    from dataclasses import replace
+    record = known.last or _optimizer_record(known)
+    if record is None:
+        return None
+    groups = tuple(replace(g, parameters=tuple(names.get(int(p), "?") for p in g.parameters)) for g in record.groups)
+    return replace(record, groups=groups, steps=known.steps)
