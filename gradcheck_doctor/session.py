@@ -1,0 +1,140 @@
+"""Where observing, judging, curing and reporting meet: audit, run, and what they share."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from gradcheck_doctor.records.findings import Finding, LayerRow, ReportData
+from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.summaries import Summary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gradcheck_doctor.config import Config
+    from gradcheck_doctor.targets import Target
+
+TABLED = frozenset({"layer", "activation", "norm", "recurrent", "embedding", "attention", "merge", "loss"})
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A report together with what it was concluded from."""
+
+    report: ReportData
+    recording: Recording
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def examine(recording: Recording, target: str, config: Config | None = None) -> Examination:
+    """Apply the rules to a recording and lay out the report."""
+    from gradcheck_doctor import __version__
+    from gradcheck_doctor.rules.engine import diagnose
+
+    findings = diagnose(recording, config=config)
+    findings, suppressed = _without_suppressed(findings, config)
+    report = ReportData(
+        target=target, kind=recording.kind,
+        model={"class": recording.model_class, "parameters": recording.parameter_count, "trainable_parameters": recording.trainable_count,
+               "device": recording.device, "dtype": recording.dtype},
+        probe=recording.probe, findings=findings, layers=layer_rows(recording, findings), curves=_curves(recording),
+        blind_spots=recording.blind_spots, suppressed=suppressed, version=__version__)
+    return Examination(report, recording)
+
+
+def _without_suppressed(findings: tuple[Finding, ...], config: Config | None) -> tuple[tuple[Finding, ...], int]:
+    from gradcheck_doctor.suppress import is_suppressed
+
+    kept = tuple(f for f in findings if not is_suppressed(f))
+    return kept, len(findings) - len(kept)
+
+
+def _curves(recording: Recording) -> dict[str, tuple[tuple[float, float], ...]]:
+    curves: dict[str, tuple[tuple[float, float], ...]] = {}
+    if recording.curve:
+        curves["loss"] = tuple((float(s), v) for s, v in _thinned(recording.curve))
+    norms = [(float(s.step), s.grad_norm) for s in recording.steps if s.grad_norm is not None]
+    if norms and recording.kind == "run":
+        curves["grad_norm"] = tuple(_thinned(norms))
+    return curves
+
+
+def _thinned(points: Any, limit: int = 500) -> list[Any]:
+    points = list(points)
+    step = max(1, math.ceil(len(points) / limit))
+    return points[::step]
+
+
+def layer_rows(recording: Recording, findings: tuple[Finding, ...]) -> tuple[LayerRow, ...]:
+    """The layer table: operations that compute, in order, with the codes that name them."""
+    codes: dict[int, list[str]] = {}
+    for finding in findings:
+        for index in finding.operations:
+            codes.setdefault(index, []).append(finding.code)
+    return tuple(_layer_row(recording, o, codes.get(o.index, [])) for o in recording.operations
+                 if o.category in TABLED and (o.category != "merge" or o.attributes.get("residual")))
+
+
+def _layer_row(recording: Recording, operation: Operation, codes: list[str]) -> LayerRow:
+    seen = operation.first
+    weight = next((p for n in operation.parameters if (p := recording.parameter.get(n)) is not None and len(p.shape) > 1), None)
+    module = recording.module.get(operation.module)
+    location = module.built if module is not None and module.leaf and module.built is not None else operation.called
+    gradient = next((s.gradient for s in operation.observed if s.gradient is not None), None)
+    return LayerRow(
+        module=operation.module, op=operation.op, order=operation.index, on_spine=operation.on_spine, location=location,
+        forward=_forward(seen.forward) if seen is not None and seen.forward is not None else {},
+        gradient={"norm": gradient.norm, "rms": gradient.rms} if gradient is not None else {},
+        weight={} if weight is None else {"std": weight.std, "scheme": weight.scheme, "gain": weight.gain},
+        verdict=", ".join(dict.fromkeys(codes)))
+
+
+def _forward(summary: Summary) -> dict[str, float]:
+    return {"mean": summary.mean, "std": summary.std, "zero_fraction": summary.zero_fraction}
+
+
+def audit_target(target: Target, *, config: Config | None = None, steps: int = 0) -> Examination:
+    """Probe a resolved target with its batch and judge it."""
+    from gradcheck_doctor.observe.probe import probe
+
+    recording = probe(target.model, target.compute_loss, steps=steps, make_optimizer=target.optimizer_factory, log=target.log,
+                      seed=target.seed, synthetic=target.synthetic, facts=dict(target.choices))
+    return examine(recording, target.name, config)
+
+
+def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = None, *, steps: int = 0, seed: int = 0,
+          optimizer: Callable[[nn.Module], Any] | None = None, select: Any = (), ignore: Any = ()) -> Any:
+    """One-shot audit of a model in memory; it comes back exactly as it was.
+
+    Args:
+        model: any nn.Module.
+        batch: what the model takes: a tensor, a tuple of positional inputs or a dict of keyword inputs; with a loss the pair (inputs, targets).
+        loss: called as loss(output, targets); without it a random unit cotangent on the outputs.
+        steps: also train a throw-away copy that many steps.
+        seed: for the cotangent and for dropout.
+        optimizer: model -> optimizer, used when steps > 0.
+        select, ignore: rule codes, prefixes or names.
+
+    Returns:
+        A `Report`: print it, show it in a notebook, `to_json()`, `assert_healthy()`.
+
+    Raises:
+        BatchError, ProbeError: the batch does not fit, or no gradient can be measured.
+    """
+    from gradcheck_doctor.config import Config
+    from gradcheck_doctor.report.report import Report
+    from gradcheck_doctor.targets import target_of_model
+
+    target = target_of_model(model, batch, loss, seed=seed, optimizer=optimizer)
+    config = replace(Config(), select=tuple(select), ignore=tuple(ignore))
+    examination = audit_target(target, config=config, steps=steps)
+    return Report(examination.report, examination.recording)
+
+
+def assert_healthy(model: nn.Module, batch: Any, loss: Any = None, *, fail_on: str = "warning", **options: Any) -> Any:
+    """Audit `model` and raise AssertionError with the findings when there is one at or above `fail_on`; returns the report."""
+    report = audit(model, batch, loss, **options)
+    report.assert_healthy(fail_on=fail_on)
+    return report
