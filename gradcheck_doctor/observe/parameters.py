@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradcheck_doctor.observe.provenance import ConstructionLog, Initialisation
 from gradcheck_doctor.records.recording import ParameterRecord
@@ -24,7 +25,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     shape = tuple(parameter.shape)
     base: dict[str, Any] = {"name": name, "module": path, "role": role, "shape": shape, "count": parameter.numel(),
                             "trainable": parameter.requires_grad, "dtype": str(parameter.dtype).removeprefix("torch.")}
-    if parameter.is_meta or parameter.numel() == 0 or not parameter.is_floating_point() or isinstance(parameter, nn.UninitializedTensorMixin):
+    if parameter.is_meta or parameter.numel() == 0 or not parameter.is_floating_point() or is_lazy(parameter):
         return ParameterRecord(**base, trained=trained)
     value = parameter.detach()
     if hasattr(value, "to_local"):
