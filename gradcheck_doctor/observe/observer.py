@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from gradcheck_doctor.records.sites import Span
 
 MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
 _TENSORS_AND_CONTAINERS = (list, tuple)
+_CLIPPERS = {"clip_grad_norm_": "clip_norm", "clip_grad_value_": "clip_value", "_clip_grads_with_norm_": "clip_norm"}
+_CLIPPING_OPERATIONS = frozenset({"_foreach_norm", "vector_norm", "linalg_vector_norm", "norm", "_foreach_clamp_min_", "_foreach_clamp_max_",
+                                  "clamp_", "_foreach_mul_"})
 
 
 class Observer(TorchFunctionMode):
@@ -55,6 +58,7 @@ class Observer(TorchFunctionMode):
         self._pending: list[tuple[Node, bool, int]] = []
         self._thread = threading.get_ident()
         self._process = os.getpid()
+        self.in_backward = False
         self._spans: dict[tuple[CodeType, int], Span | None] = {}
 
     # -- switching on and off -------------------------------------------------------------------------------------------------------
@@ -96,12 +100,15 @@ class Observer(TorchFunctionMode):
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if not self._watching():
+            if self.backward_seen and self._here() and not self.in_backward:
+                self._look_for_clipping(func)
             return func(*args, **kwargs)
         named = operation_name(func)
         if named is None:
             return func(*args, **kwargs)
         try:
             inputs = list(_tensors(args)) + list(_tensors(kwargs.values()))
+            versions = [t._version for t in inputs] if not torch.is_inference_mode_enabled() else None
             relevant = bool(self.scope.stack) or any(t.requires_grad or self.graph.maker(t) is not None for t in inputs)
         except Exception as error:
             self._fail(error)
@@ -109,10 +116,39 @@ class Observer(TorchFunctionMode):
         output = func(*args, **kwargs)
         if relevant and inputs:
             try:
-                self._record(func, named, args, kwargs, inputs, output)
+                changed = versions is not None and any(t._version != v for t, v in zip(inputs, versions, strict=True))
+                self._record(func, (named[0], named[1] or changed), args, kwargs, inputs, output)
             except Exception as error:
                 self._fail(error)
         return output
+
+    def _look_for_clipping(self, func: Callable[..., Any]) -> None:
+        """Clipping runs between backward and step; torch's own functions are known by their frame."""
+        if self.on_call is None or getattr(func, "__name__", "") not in _CLIPPING_OPERATIONS:
+            return
+        frame: FrameType | None = sys._getframe(2)
+        for _ in range(8):
+            if frame is None:
+                return
+            kind = _CLIPPERS.get(frame.f_code.co_name)
+            if kind is not None and frame.f_code.co_filename.endswith("clip_grad.py"):
+                threshold = frame.f_locals.get("max_norm", frame.f_locals.get("clip_value"))
+                self.on_call("clip", (kind, None if threshold is None else float(threshold), user_span(frame)))
+                return
+            frame = frame.f_back
+
+    def _look_for_scaler(self) -> None:
+        """`GradScaler.scale(loss)` multiplies the loss; every gradient of the step carries that factor."""
+        frame: FrameType | None = sys._getframe(3)
+        for _ in range(6):
+            if frame is None or self.on_call is None:
+                return
+            if frame.f_code.co_name in ("scale", "apply_scale") and frame.f_code.co_filename.endswith("grad_scaler.py"):
+                scaler = frame.f_locals.get("self")
+                if scaler is not None:
+                    self.on_call("scale", scaler.get_scale())
+                return
+            frame = frame.f_back
 
     def _here(self) -> bool:
         return self.active and self.failure is None and threading.get_ident() == self._thread and os.getpid() == self._process
@@ -134,7 +170,11 @@ class Observer(TorchFunctionMode):
                 self.on_backward(args[0])
         except Exception as error:
             self._fail(error)
-        result = func(*args, **kwargs)
+        self.in_backward = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.in_backward = False
         self.backward_seen = True
         if self.after_backward is not None:
             try:
@@ -160,6 +200,8 @@ class Observer(TorchFunctionMode):
             return
         category = _refine(category, op, used, others)
         module = self.scope.stack[-1] if self.scope.stack else None
+        if op == "mul" and module is None:
+            self._look_for_scaler()
         producers, source = self._producers(others, module, category)
         node, new = self.graph.node(module, op, category)
         if new or not node.producers:

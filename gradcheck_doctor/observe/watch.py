@@ -117,6 +117,8 @@ class Monitor:
 
         @functools.wraps(original)
         def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.observer.in_backward:
+                return original(tensor, *args, **kwargs)
             result = original(tensor, *args, **kwargs)
             self._light_backward(tensor)
             return result

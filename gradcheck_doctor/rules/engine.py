@@ -1,0 +1,75 @@
+"""Applies the rules to a recording: root causes first, symptoms under what explains them."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gradcheck_doctor.records.findings import SEVERITIES, Finding
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Rule, Threshold
+from gradcheck_doctor.rules.registry import expand, rules
+
+SERIOUS = ("warning", "error")
+
+
+def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] = (), ignore: Iterable[str] = (),
+             chosen: Iterable[type[Rule]] | None = None) -> tuple[Finding, ...]:
+    """Findings on `recording`, the one to act on first.
+
+    Args:
+        recording: what was seen.
+        config: an object with `select`, `extend_select`, `ignore` and `thresholds` (code -> {"warning": x, "error": y}), or None.
+        select, ignore: the same without a config.
+        chosen: rule classes to apply instead of all.
+    """
+    active = tuple(chosen) if chosen is not None else _active(config, tuple(select), tuple(ignore))
+    limits: Mapping[str, Mapping[str, float]] = getattr(config, "thresholds", None) or {}
+    order = {rule.code: rule.order for rule in active}
+    explains = {rule.code: rule.explains for rule in active}
+    found: list[Finding] = []
+    for rule in active:
+        if recording.kind in rule.kinds:
+            found.extend(rule().check(recording, _threshold(rule, limits.get(rule.code))))
+    found = _unique(found)
+    found.sort(key=lambda f: (order[f.code], -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
+    return _grouped(found, explains)
+
+
+def _active(config: Any, select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[type[Rule], ...]:
+    chosen = tuple(getattr(config, "select", ()) or ()) + select
+    extra = tuple(getattr(config, "extend_select", ()) or ())
+    dropped = expand(tuple(getattr(config, "ignore", ()) or ()) + ignore)
+    wanted = (expand(chosen) if chosen else frozenset(r.code for r in rules())) | expand(extra)
+    exact = {s.upper() for s in (*chosen, *extra)}
+    return tuple(r for r in rules() if r.code in wanted and (r.code not in dropped or r.code in exact and r.code not in {i.upper() for i in ignore}))
+
+
+def _threshold(rule: type[Rule], changed: Mapping[str, float] | None) -> Threshold | None:
+    return replace(rule.threshold, **changed) if changed else None
+
+
+def _unique(found: list[Finding]) -> list[Finding]:
+    """One finding a fingerprint: the gravest, with how often it was found."""
+    kept: dict[str, Finding] = {}
+    for finding in found:
+        known = kept.get(finding.fingerprint)
+        if known is None or SEVERITIES.index(finding.severity) > SEVERITIES.index(known.severity):
+            kept[finding.fingerprint] = finding
+    return list(kept.values())
+
+
+def _grouped(found: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:
+    """Serious findings first, each followed by the symptoms it explains; a symptom never comes before its cause."""
+    serious = [f for f in found if f.severity in SERIOUS]
+    minor = [f for f in found if f.severity not in SERIOUS]
+    taken: set[str] = set()
+    result: list[Finding] = []
+    for finding in serious:
+        if finding.fingerprint in taken:
+            continue
+        symptoms = [f for f in serious if f.code in explains[finding.code] and f.fingerprint not in taken and f is not finding]
+        taken |= {finding.fingerprint, *(f.fingerprint for f in symptoms)}
+        result.append(replace(finding, related=tuple(f.fingerprint for f in symptoms)))
+        result.extend(symptoms)
+    return (*result, *minor)

@@ -1,0 +1,257 @@
+"""How rules read a recording: places, neighbours, runs of layers, ratios of signals and gradients, progress of the loss."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from gradcheck_doctor.records.recording import LossRecord, Operation, ParameterRecord, Recording
+from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.summaries import Summary
+from gradcheck_doctor.theory.activations import Activation, activation
+
+TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
+LEARNED = 0.3          # share of the first loss that must be gone for a run to count as learning
+
+
+def location(recording: Recording, operation: Operation) -> Span | None:
+    """The user's expression to blame: the constructor of a leaf library module, else the call."""
+    module = recording.module.get(operation.module)
+    if module is not None and module.built is not None and module.library:
+        return module.built
+    return operation.called or (module.built if module is not None else None)
+
+
+def weight(recording: Recording, operation: Operation) -> ParameterRecord | None:
+    """The weight (two or more axes) that a layer applies."""
+    for name in operation.parameters:
+        record = recording.parameter.get(name)
+        if record is not None and len(record.shape) >= 2:
+            return record
+    return None
+
+
+def bias(recording: Recording, operation: Operation) -> ParameterRecord | None:
+    """The additive vector of a layer."""
+    return next((r for n in operation.parameters if (r := recording.parameter.get(n)) is not None and len(r.shape) == 1), None)
+
+
+def back(recording: Recording, operation: Operation, through: Iterable[str] = TRANSPARENT) -> Operation | None:
+    """The nearest producer that is not of a category in `through`; None at the input or where two signals meet."""
+    passed = frozenset(through)
+    current = operation
+    while True:
+        makers = [recording.operations[p] for p in current.producers]
+        if not makers or current.category != "recurrent" and len(makers) > 1 and makers[0].category == "merge":
+            return makers[0] if makers else None
+        current = makers[0]
+        if current.category not in passed:
+            return current
+
+
+def ahead(recording: Recording, operation: Operation, through: Iterable[str] = TRANSPARENT) -> Operation | None:
+    """The nearest single consumer that is not of a category in `through`; None where the value is used more than once or not at all."""
+    passed = frozenset(through)
+    current = operation
+    while True:
+        users = recording.consumers[current.index]
+        if len(users) != 1:
+            return None
+        current = recording.operations[users[0]]
+        if current.category not in passed:
+            return current
+
+
+def phi(operation: Operation) -> Activation | None:
+    """The theory's entry for an activation operation."""
+    slope = operation.attributes.get("negative_slope")
+    return activation(operation.op, float(slope) if slope is not None else None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Weight layers in a row with nothing between them but activations, pooling, dropout and shape changes.
+
+    `before[i]` is the activation in front of `layers[i]` (None: none), `after` the one behind the last.
+    """
+
+    layers: tuple[Operation, ...]
+    before: tuple[Operation | None, ...]
+    after: Operation | None
+    recurrent: bool          # the same weight is applied more than once: depth here is time
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(o.index for o in self.layers) + tuple(o.index for o in self.before if o is not None)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(o.module for o in self.layers))
+
+    @property
+    def activations(self) -> tuple[Operation, ...]:
+        return tuple(o for o in self.before if o is not None) + ((self.after,) if self.after is not None else ())
+
+
+def _feeder(recording: Recording, layer: Operation) -> tuple[Operation | None, Operation | None]:
+    """(layer before, activation between) when `layer` continues a run."""
+    seen: Operation | None = None
+    current: Operation | None = layer
+    while True:
+        assert current is not None
+        current = back(recording, current, TRANSPARENT | {"pool"})
+        if current is None:
+            return None, seen
+        if current.category == "activation" and phi(current) is not None:
+            seen = seen or current
+            continue
+        return (current, seen) if current.category == "layer" and weight(recording, current) is not None else (None, seen)
+
+
+def runs(recording: Recording) -> tuple[Run, ...]:
+    """All maximal runs of at least two layers, longest first; shared layers make a recurrent run."""
+    layers = [o for o in recording.operations if o.category == "layer" and weight(recording, o) is not None and o.requires_grad]
+    feeders = {o.index: _feeder(recording, o) for o in layers}
+    fed = {f.index for f, _ in feeders.values() if f is not None}
+    found = []
+    for last in (o for o in layers if o.index not in fed):
+        chain, between = [last], []
+        while (feeder := feeders[chain[-1].index][0]) is not None and feeder.index in feeders:
+            between.append(feeders[chain[-1].index][1])
+            chain.append(feeder)
+        between.append(feeders[chain[-1].index][1])
+        if len(chain) >= 2:
+            chain.reverse()
+            between.reverse()
+            names = [o.parameters for o in chain]
+            found.append(Run(tuple(chain), tuple(between), _behind(recording, last), recurrent=len(set(names)) < len(names)))
+    return tuple(sorted(found, key=lambda r: (-len(r.layers), r.layers[0].index)))
+
+
+def _behind(recording: Recording, layer: Operation) -> Operation | None:
+    following = ahead(recording, layer)
+    return following if following is not None and following.category == "activation" else None
+
+
+# -- ratios ------------------------------------------------------------------------------------------------------------------------------
+def start(recording: Recording, operation: Operation) -> list[tuple[Summary | None, Summary | None]]:
+    """(forward, gradient) of the first three observed steps, or of the last where zero weights hide the first."""
+    seen = operation.observed
+    seen = seen[1:] or seen if recording.notes.get("warmed") else seen[:3]
+    return [(s.forward, s.gradient) for s in seen]
+
+
+def end(recording: Recording, operation: Operation) -> list[tuple[Summary | None, Summary | None]]:
+    """(forward, gradient) of the last five observed steps."""
+    return [(s.forward, s.gradient) for s in operation.observed[-5:]]
+
+
+def _nearest_to_one(candidates: Sequence[float]) -> float | None:
+    usable = [c for c in candidates if c > 0 and math.isfinite(c)]
+    return min(usable, key=lambda c: abs(math.log(c))) if usable else None
+
+
+When = Callable[[Recording, Operation], "list[tuple[Summary | None, Summary | None]]"]
+
+
+def gradient_ratio(recording: Recording, low: Operation, high: Operation, when: When = start) -> float | None:
+    """Size of the gradient at `low`'s output relative to that at `high`'s; median over steps, None where not measured.
+
+    Per element and as a whole: the tensor norm does not change with width under fan_in initialisation, the rms does not change with the
+    batch or the area; the ratio nearer to 1 of the two is taken, so that a change of shape is never called vanishing.
+    """
+    ratios = []
+    for (_, a), (_, b) in zip(when(recording, low), when(recording, high), strict=False):
+        if a is None or b is None or not a.finite or not b.finite or b.norm == 0:
+            continue
+        if a.norm == 0:
+            ratios.append(0.0)
+        elif (ratio := _nearest_to_one((a.rms / b.rms, a.norm / b.norm))) is not None:
+            ratios.append(ratio)
+    return median(ratios) if ratios else None
+
+
+def signal_ratio(recording: Recording, low: Operation, high: Operation, when: When = start) -> float | None:
+    """What the batch varies at `high`'s output relative to `low`'s (the signal that carries information); None where not measured."""
+    ratios = []
+    for (a, _), (b, _) in zip(when(recording, low), when(recording, high), strict=False):
+        if a is None or b is None or not a.finite or not b.finite:
+            continue
+        first, last = (a.sample_std, b.sample_std) if a.sample_std > 0 and b.sample_std >= 0 else (a.std, b.std)
+        if first > 0:
+            ratios.append(last / first)
+    return median(ratios) if ratios else None
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------------------------
+def progress(recording: Recording) -> float | None:
+    """Share of the first loss that is gone at the end of the run; None with fewer than ten losses seen. Negative: it rose."""
+    values = [v for _, v in recording.curve]
+    if len(values) < 10:
+        return None
+    size = max(3, len(values) // 20)
+    first, last = median(values[:size]), median(values[-size:])
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return -math.inf
+    scale = max(abs(first), abs(last), 1e-30) if first <= 0 else first
+    return (first - last) / scale
+
+
+def learned(recording: Recording) -> bool:
+    """The loss fell by at least 30 %, so whatever looks odd did not keep the model from training."""
+    gone = progress(recording)
+    return gone is not None and gone >= LEARNED
+
+
+def mild(recording: Recording, severity: str = "info") -> str | None:
+    """Cap for rules whose fault would show in the loss: `severity` when the run learned, else None."""
+    return severity if learned(recording) else None
+
+
+# -- output ------------------------------------------------------------------------------------------------------------------------------
+def loss_input(recording: Recording, loss: LossRecord) -> Operation | None:
+    """The first operation behind the loss's prediction that is not a mere change of shape."""
+    if not 0 <= loss.operation < len(recording.operations):
+        return None
+    operation = recording.operations[loss.operation]
+    if operation.category != "loss" or not operation.producers:
+        return None
+    current = recording.operations[operation.producers[0]]
+    while current.category in ("shape", "dropout") and current.producers:
+        current = recording.operations[current.producers[0]]
+    return current
+
+
+def is_output(recording: Recording, operation: Operation) -> bool:
+    """No layer follows before the loss."""
+    seen, stack = set(), [operation.index]
+    while stack:
+        for user in recording.consumers[stack.pop()]:
+            if user in seen:
+                continue
+            seen.add(user)
+            if recording.operations[user].category in ("layer", "recurrent", "attention"):
+                return False
+            stack.append(user)
+    return True
+
+
+def is_gate(recording: Recording, operation: Operation) -> bool:
+    """Its value multiplies another signal (a gate, a mask, squeeze and excitation), or is part of a recurrent step."""
+    stack, seen = [operation.index], set()
+    while stack:
+        for user in recording.consumers[stack.pop()]:
+            consumer = recording.operations[user]
+            if consumer.op in ("mul", "lerp", "rsub", "addcmul", "where", "matmul", "bmm"):
+                return True
+            if consumer.category in ("shape", "scale", "dropout") and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False
+
+
+def untrained(recording: Recording, operations: Iterable[Operation]) -> bool:
+    """None of the weights is known to be trained or loaded."""
+    weights = [w for o in operations if (w := weight(recording, o)) is not None]
+    return bool(weights) and not any(w.trained for w in weights)

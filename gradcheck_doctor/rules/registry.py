@@ -1,0 +1,66 @@
+"""All rules: built-ins found by walking this package, third parties' by the entry-point group `gradcheck_doctor.rules`."""
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from gradcheck_doctor.errors import UnknownRule
+from gradcheck_doctor.rules.base import Rule
+
+GROUP = "gradcheck_doctor.rules"
+
+
+@functools.cache
+def rules() -> tuple[type[Rule], ...]:
+    """Every rule class, by code."""
+    found: dict[str, type[Rule]] = {}
+    package = importlib.import_module("gradcheck_doctor.rules")
+    for info in pkgutil.walk_packages(package.__path__, "gradcheck_doctor.rules."):
+        if not info.ispkg:
+            _collect(importlib.import_module(info.name), found)
+    for point in entry_points(group=GROUP):
+        loaded = point.load()
+        if inspect.isclass(loaded):
+            found[loaded.code] = loaded
+        else:
+            _collect(loaded, found)
+    return tuple(found[code] for code in sorted(found))
+
+
+def _collect(module: object, found: dict[str, type[Rule]]) -> None:
+    for value in vars(module).values():
+        if inspect.isclass(value) and issubclass(value, Rule) and not inspect.isabstract(value) and hasattr(value, "code"):
+            found[value.code] = value
+
+
+def find(code_or_name: str) -> type[Rule]:
+    """The rule with that code or name.
+
+    Raises:
+        UnknownRule: there is none; the message suggests the nearest.
+    """
+    for rule in rules():
+        if code_or_name.upper() == rule.code or code_or_name.lower() == rule.name:
+            return rule
+    known = [r.code for r in rules()] + [r.name for r in rules()]
+    near = difflib.get_close_matches(code_or_name, known, 1, 0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UnknownRule(f"there is no rule {code_or_name!r}.{hint} `doctor rule` lists them all.")
+
+
+def expand(selectors: Iterable[str]) -> frozenset[str]:
+    """Codes that selectors (codes, prefixes such as GD2, names, ALL) stand for.
+
+    Raises:
+        UnknownRule: a selector matches nothing.
+    """
+    chosen: set[str] = set()
+    for selector in selectors:
+        matching = {r.code for r in rules() if selector.upper() == "ALL" or r.code.startswith(selector.upper()) or r.name == selector.lower()}
+        chosen |= matching or {find(selector).code}
+    return frozenset(chosen)
