@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import ahead, bias, is_output, location, mild, start
+
+
+class BiasInit(Rule):
+    """Biases of hidden layers start so large that they, not the input, decide what the units do.
+
+    What it measures: |mean bias| of a hidden layer over what the batch varies in its pre-activations (standard deviation over samples).
+
+    Why it matters: a bias of -10 under ReLU closes every unit; +10 makes the layer linear.
+
+    When it is harmless: the last layer (prior of a rare class, mean of the target), forget gates at 1, constants such as 0.1.
+
+    Sources: Goodfellow et al., Deep Learning, 8.4; Lin et al. 2017 (arXiv:1708.02002) for the prior of the last layer.
+    """
+
+    code = "GD104"
+    name = "bias-init"
+    summary = "hidden biases so large that they decide what the units do"
+    threshold = Threshold(3.0, 3.0, "|mean bias| / std of the pre-activation over samples", "three standard deviations: a ReLU is always on or off")
+    order = 295
+    explains = ("GD201", "GD301", "GD303", "GD208", "GD608", "GD202", "GD102", "GD211", "GD107", "GD501")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        sick = []
+        for operation in recording.operations:
+            ratio = self._ratio(recording, operation)
+            if ratio is not None and ratio >= 3.0:
+                sick.append((operation, ratio))
+        if not sick:
+            return
+        operation, ratio = max(sick, key=lambda pair: pair[1])
+        record = bias(recording, operation)
+        assert record is not None
+        modules = tuple(dict.fromkeys(o.module for o, _ in sick))
+        yield Measurement(value=ratio, module=operation.module, modules=modules, op=operation.op,
+                          location=record.init_span or location(recording, operation), operations=tuple(o.index for o, _ in sick),
+                          evidence={"bias_mean": record.mean, "ratio": ratio, "layers": len(modules)}, cap=mild(recording))
+
+    def _ratio(self, recording: Recording, operation: Operation) -> float | None:
+        record = bias(recording, operation)
+        if operation.category != "layer" or record is None or record.trained or abs(record.mean) <= 0.5 or record.std > 0.5 * abs(record.mean):
+            return None
+        following = ahead(recording, operation)
+        if following is None or following.category != "activation" or is_output(recording, operation):
+            return None
+        seen = [f.sample_std for f, _ in start(recording, operation) if f is not None and f.sample_std > 0]
+        return abs(record.mean) / seen[0] if seen else math.inf
+
+    def message(self, m: Measurement) -> str:
+        return (f"biases start at {m.evidence['bias_mean']:.3g}, {m.value:.3g} times what the inputs vary in the pre-activations (limit {{limit}})"
+                + (f", in {m.evidence['layers']} layers" if m.evidence["layers"] > 1 else ""))
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("initialise", "Start the hidden biases at zero", safety="safe", kind="init", modules=m.modules,
+                             span=m.location, arguments={"scheme": "zero bias"}),)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
+from gradcheck_doctor.theory.propagation import expected_attenuation
+
+CONFIRMED = 0.4       # share of the predicted decades that must be seen in the measured signal or gradient
+
+
+class InitActivationMismatch(Rule):
+    """The weights' spread does not fit the activation, and the error multiplies over the depth of a run of layers.
+
+    What it measures: for each run of layers with no normalisation and no skip, the product of the factors by which each layer changes the
+    signal, sigma_w sqrt(E[phi^2]), and the gradient, sigma_w sqrt(E[phi'^2]), from the weights as they are; the worse of the two in decades
+    (|log10|). It is confirmed by the signal and the gradient actually measured along the run before it is more than info.
+
+    Why it matters: PyTorch's default init has sigma_w^2 = 1/3 where ReLU needs 2: a factor of 0.41 a layer. That is harmless at two layers,
+    1e-2 at six and 1e-8 at twenty. He keeps ReLU nets level, LeCun normal SELU nets, Glorot tanh and sigmoid nets.
+
+    When it is harmless: in shallow nets, under normalisation, with skips, and in runs of training that learn all the same: then it is info.
+
+    Sources: Glorot and Bengio 2010; He et al. 2015 (arXiv:1502.01852); Klambauer et al. 2017 (arXiv:1706.02515); Géron, ch. 11.
+    """
+
+    code = "GD102"
+    name = "init-activation-mismatch"
+    summary = "weight spread does not fit the activation over the depth of a run of layers"
+    threshold = Threshold(2.0, 3.0, "decades of signal or gradient over the run", "default ReLU init: 1e-2 at 5.1 layers, 1e-3 at 7.7 (measured)",
+                          info=0.3)
+    order = 310
+    explains = ("GD301", "GD302", "GD208", "GD209", "GD201", "GD202", "GD501", "GD211", "GD107", "GD604", "GD608", "GD203")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for run in runs(recording):
+            if run.recurrent or not any(phi(a) for a in run.activations):
+                continue
+            if not untrained(recording, run.layers):
+                yield Unmeasured(run.layers[0].module, "weights are trained or loaded")
+                continue
+            yield self._judge(recording, run)
+
+    def _judge(self, recording: Recording, run: Run) -> Measurement:
+        weights = [weight(recording, layer) for layer in run.layers]
+        pairs = [(w.gain or 0.0, phi(act) if act is not None else None) for w, act in zip(weights, run.before, strict=True) if w is not None]
+        forward, backward = expected_attenuation(pairs[1:])
+        decades = [math.log10(max(a, 1e-30)) for a in (forward, backward)]
+        worst = max(decades, key=abs)
+        signal = signal_ratio(recording, run.layers[0], run.layers[-1])
+        gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
+        seen = [math.log10(max(r, 1e-30)) for r in (signal, gradient) if r is not None]
+        confirmed = any(s * worst > 0 and abs(s) >= CONFIRMED * abs(worst) and abs(s) >= 1.0 for s in seen)
+        scheme, act, _ = right_scheme(run.activations)
+        fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
+        selu = act == "selu" and abs(worst) >= 1.0
+        cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild(recording)
+        first = run.layers[0]
+        evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
+                    "layers": len(run.layers), "activation": act, "scheme": weights[len(weights) // 2].scheme if weights[len(weights) // 2] else "",
+                    "right": TITLE[scheme], "decades": worst}
+        return Measurement(value=0.0 if fits and abs(worst) < 2 else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
+                           module=first.module, modules=run.modules, op=first.op, location=location(recording, run.layers[len(run.layers) // 2]),
+                           operations=run.indices, evidence=evidence, cap=cap)
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        measured = [f"{word} {e[key]:.2g}" for word, key in (("signal", "signal_ratio"), ("gradient", "gradient_ratio")) if e[key] is not None]
+        return (f"{e['layers']} layers with {e['scheme']} weights and {e['activation']} change the signal by {e['expected_forward']:.1e} and the "
+                f"gradient by {e['expected_backward']:.1e} end to end (measured: {', '.join(measured) or 'nothing'}); {e['right']} keeps both near 1")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
+        layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
+        return (initialise(layers, run.activations), Prescription(
+            "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}))
+
+
+def _fits(record: ParameterRecord, scheme: str) -> bool:
+    """The weight has the spread that `scheme` asks for, within a factor of 2 in variance (sampling, fan_in against fan_out)."""
+    if record.gain is None or not record.fan_in or not record.fan_out:
+        return True
+    target = {"he normal": 2.0, "lecun normal": 1.0, "glorot uniform": 2.0 * record.fan_in / (record.fan_in + record.fan_out)}[scheme]
+    slack = 1.25 if scheme == "lecun normal" else 1.6
+    slack += 3.0 * math.sqrt(2.0 / max(record.count, 1))
+    return record.orthogonal or 1.0 / slack <= record.gain**2 / target <= slack

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
+
+FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
+
+
+class InitScale(Rule):
+    """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers.
+
+    What it measures: variance of the weights over the variance that their activation needs, in decades (|log10|), the worst of a run of layers;
+    reported only if the signal or the gradient measured along the run left [0.1, 10] or the first loss is far off.
+
+    Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
+
+    When it is harmless: embeddings N(0, 1) in front of a LayerNorm, Fourier features, heads started near 0 on purpose, 0.02 in transformers.
+
+    Sources: Géron, ch. 11; measured in this project (3 x 500 N(0,1): first loss 4.4e4).
+    """
+
+    code = "GD103"
+    name = "init-scale"
+    summary = "weights far too large or too small for their fan-in"
+    threshold = Threshold(1.0, 1.0, "decades of variance from the right one", "ten times the right variance, with a measured effect")
+    order = 300
+    explains = ("GD301", "GD302", "GD208", "GD209", "GD201", "GD202", "GD102", "GD604", "GD501", "GD701", "GD706", "GD305", "GD803", "GD801",
+                "GD802", "GD608", "GD203", "GD211", "GD101")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for run in runs(recording):
+            if run.recurrent or not any(phi(a) for a in run.activations) or not untrained(recording, run.layers):
+                continue
+            weights = [w for layer in run.layers if (w := weight(recording, layer)) is not None]
+            scheme, act, _ = right_scheme(run.activations)
+            hidden = [w for w in weights[:-1] or weights if w.gain and w.count >= 16]
+            decades = [math.log10(w.gain**2 / _target(w, scheme)) for w in hidden if w.gain]
+            if not decades:
+                continue
+            worst = max(decades, key=abs)
+            if not any(w.scheme.startswith(FIXED) for w in hidden):
+                continue
+            yield self._judge(recording, run, worst, act, hidden[decades.index(worst)])
+
+    def _judge(self, recording: Recording, run: Run, worst: float, act: str, record: ParameterRecord) -> Measurement:
+        signal = signal_ratio(recording, run.layers[0], run.layers[-1])
+        gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
+        saturated = max((o.units.saturated_fraction for o in run.activations if o.units is not None), default=0.0)
+        effect = any(r is not None and not 0.1 <= r <= 10 for r in (signal, gradient)) or saturated > 0.5
+        scheme = right_scheme(run.activations)[0]
+        place = record.init_span or location(recording, run.layers[0])
+        return Measurement(
+            value=abs(worst), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op, location=place, operations=run.indices,
+            evidence={"variance_ratio": 10**worst, "signal_ratio": signal, "gradient_ratio": gradient, "scheme": record.scheme, "activation": act,
+                      "saturated_fraction": saturated, "right": TITLE[scheme], "layers": len(run.layers)},
+            cap=mild(recording) if effect else "info")
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        word = "larger" if e["variance_ratio"] > 1 else "smaller"
+        factor = e["variance_ratio"] if e["variance_ratio"] > 1 else 1 / e["variance_ratio"]
+        seen = [f"{name} {e[key]:.2g}" for name, key in (("signal", "signal_ratio"), ("gradient", "gradient_ratio")) if e[key] is not None]
+        return (f"weights drawn as {e['scheme']} have a variance {factor:.3g} times {word} than {e['right']} gives for {e['activation']} "
+                f"(end to end over {e['layers']} layers: {', '.join(seen)})")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
+        return (initialise(run.layers, run.activations),)
+
+
+def _target(record: ParameterRecord, scheme: str) -> float:
+    """sigma_w^2 = Var(w) fan_in that `scheme` asks for."""
+    if scheme == "he normal":
+        return 2.0
+    fan_in, fan_out = record.fan_in or 1, record.fan_out or 1
+    return 1.0 if scheme == "lecun normal" else 2.0 * fan_in / (fan_in + fan_out)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import ahead, back, is_output, location, mild, runs, weight
+from gradcheck_doctor.rules.initialisation.cures import initialise
+
+
+class SymmetricInit(Rule):
+    """All units of a hidden layer start with the same weights, so they stay the same for ever.
+
+    What it measures: share of hidden weight matrices of a model whose rows are all equal (zeros and constants included).
+
+    Why it matters: equal units get equal gradients; the layer has the capacity of a single unit. All zeros with ReLU gives no gradient at all.
+
+    When it is harmless: the last layer (a zero-initialised head, softmax regression), the last layer of a residual branch (zero-gamma, Fixup,
+    LayerScale, LoRA's B), where the skip carries the signal.
+
+    Sources: Géron, ch. 11; TheDeepChecker (Ben Braiek and Khomh 2022).
+    """
+
+    code = "GD101"
+    name = "symmetric-init"
+    summary = "all units of a hidden layer start equal"
+    threshold = Threshold(1.0, 1.0, "hidden layers with equal rows", "one such layer is enough")
+    order = 290
+    explains = ("GD301", "GD302", "GD303", "GD208", "GD201", "GD102", "GD103", "GD608", "GD307", "GD707", "GD702", "GD107", "GD211", "GD501", "GD604")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        sick = [(o, w) for o in recording.operations if (w := _symmetric(recording, o)) is not None]
+        if not sick:
+            return
+        first, record = sick[0]
+        modules = tuple(dict.fromkeys(o.module for o, _ in sick))
+        yield Measurement(value=float(len(modules)), module=first.module, modules=modules, op=first.op,
+                          location=record.init_span or location(recording, first), operations=tuple(o.index for o, _ in sick),
+                          evidence={"layers": len(modules), "scheme": record.scheme}, cap=mild(recording))
+
+    def message(self, m: Measurement) -> str:
+        count = m.evidence["layers"]
+        where = f"{count} hidden layers start" if count > 1 else f"hidden layer {m.module or '(root)'} starts"
+        return f"{where} with equal rows ({m.evidence['scheme']}): every unit computes the same and gets the same gradient"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        layers = [recording.operations[i] for i in m.operations]
+        activations = [a for run in runs(recording) for a in run.activations]
+        return (initialise(layers, activations),)
+
+
+def _symmetric(recording: Recording, operation: Operation) -> ParameterRecord | None:
+    """The weight of a hidden layer whose rows are equal and where that is no design."""
+    record = weight(recording, operation)
+    if operation.category != "layer" or record is None or not record.rows_equal or record.trained or not record.trainable:
+        return None
+    if min(record.shape[:2]) < 2 or is_output(recording, operation):
+        return None
+    following, current = ahead(recording, operation), operation
+    while following is not None and following.category in ("activation", "norm"):
+        current, following = following, ahead(recording, following)
+    if following is None and len(recording.consumers[current.index]) > 1:
+        return None
+    if following is not None and (following.category == "merge" or following.op in ("add", "mul")):
+        return None
+    return record if back(recording, operation) is not None else None
