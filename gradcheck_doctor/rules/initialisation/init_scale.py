@@ -53,6 +53,9 @@ class InitScale(Rule):
         gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
         saturated = max((o.units.saturated_fraction for o in run.activations if o.units is not None), default=0.0)
         effect = any(r is not None and not 0.1 <= r <= 10 for r in (signal, gradient)) or saturated > 0.5
+        loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
+        if loss is not None and loss.value is not None and loss.classes and worst > 0:
+            effect = effect or loss.value > 10 * math.log(max(loss.classes, 2))
         scheme = right_scheme(run.activations)[0]
         place = record.init_span or location(recording, run.layers[0])
         return Measurement(

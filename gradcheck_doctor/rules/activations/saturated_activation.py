@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import back, is_gate, is_output, location, mild
+from gradcheck_doctor.rules.initialisation.cures import initialise
+from gradcheck_doctor.theory.activations import activation
+
+
+class SaturatedActivation(Rule):
+    """Units of a bounded activation sit on its flat ends, where the derivative is below 1 % of its largest.
+
+    What it measures: fraction of a layer's units that are beyond |x| = 2.99 (tanh) or 4.58 (sigmoid) for at least 95 % of the samples seen.
+
+    Why it matters: the gradient through such a unit is a hundredth of what it could be, at every layer.
+
+    When it is harmless: gates that learned to be hard, the last layer of a classifier, quantised nets, a run that learns.
+
+    Sources: Glorot and Bengio 2010; Géron, ch. 11; the bars were measured (derivative below 1 %).
+    """
+
+    code = "GD202"
+    name = "saturated-activation"
+    summary = "bounded activations stuck on their flat ends"
+    threshold = Threshold(0.5, 0.9, "fraction of the layer's units", "half of the layer, the usual layer bar")
+    order = 410
+    explains = ("GD301", "GD208", "GD303", "GD608")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for operation in recording.operations:
+            theory = activation(operation.op)
+            units = (operation.units_last if recording.kind == "run" else operation.units) or operation.units
+            if theory is None or not theory.saturating or units is None or operation.category != "activation":
+                continue
+            if units.samples < 16 or is_output(recording, operation) or is_gate(recording, operation):
+                continue
+            yield Measurement(
+                value=units.saturated_fraction, module=operation.module, op=operation.op, location=location(recording, operation),
+                operations=(operation.index,), cap=mild(recording),
+                evidence={"saturated_fraction": units.saturated_fraction, "saturated_units": units.saturated, "units": units.units,
+                          "samples": units.samples})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return (f"{e['saturated_units']} of {e['units']} {m.op} units are saturated for at least 95 % of {e['samples']} samples "
+                f"({m.value:.2f}, limit {{limit}}): their derivative is below 1 % of its largest")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        operation = recording.operations[m.operations[0]]
+        layer = back(recording, operation)
+        norm = Prescription("insert-norm", f"Normalise in front of {operation.op}", kind="norm", modules=(operation.module,), arguments={"norm": "batch"})
+        return (initialise([layer], [operation]), norm) if layer is not None and layer.category == "layer" else (norm,)
