@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import learned
+
+WINDOW = 20
+
+
+class GradientSpike(Rule):
+    """Now and then the gradient is many times larger than usual, and each such step throws the weights back.
+
+    What it measures: the largest global gradient norm (unscaled, before clipping) over the running median of the 20 before it, where at least
+    two such spikes of more than 10 times were seen and no clipping by norm was.
+
+    Why it matters: a single step with a thousand times the usual gradient can undo an epoch; after it ReLU units may be dead.
+
+    When it is harmless: warm-up and the first steps (not counted), with clipping, or when the loss falls all the same.
+
+    Sources: Pascanu et al. 2013 (arXiv:1211.5063); Géron, ch. 11.
+    """
+
+    code = "GD305"
+    name = "gradient-spike"
+    summary = "rare gradients many times the usual size"
+    threshold = Threshold(10.0, 100.0, "largest norm / running median", "10 times the running median of 20 steps, twice")
+    order = 480
+    explains = ("GD706", "GD707", "GD201", "GD302", "GD701", "GD803", "GD802", "GD801", "GD301", "GD303", "GD209")
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        norms = [(s.step, s.grad_norm) for s in recording.steps if s.grad_norm is not None]
+        spikes = spikes_of([n for _, n in norms])
+        if len(norms) < 2 * WINDOW or len(spikes) < 2:
+            return
+        clipped = bool(recording.events_of("clip_norm"))
+        factor = max(f for _, f in spikes)
+        record = recording.optimizers[0] if recording.optimizers else None
+        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if clipped or learned(recording) else None,
+                          evidence={"spikes": len(spikes), "largest": factor, "steps": len(norms), "p90": sorted(n for _, n in norms)[int(0.9 * len(norms))]})
+
+    def message(self, m: Measurement) -> str:
+        return f"{m.evidence['spikes']} of {m.evidence['steps']} gradient norms are spikes, the largest {m.value:.3g} times the running median (limit {{limit}})"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip", span=m.location, arguments={"max_norm": 1.0, "p90": m.evidence["p90"]}),)
+
+
+def spikes_of(norms: list[float]) -> list[tuple[int, float]]:
+    """(position, factor) of the norms above 10 times the median of the 20 before them."""
+    found = []
+    for i in range(WINDOW, len(norms)):
+        usual = median(norms[i - WINDOW: i])
+        factor = norms[i] / usual if usual > 0 else math.nan
+        if not math.isfinite(norms[i]):
+            factor = math.inf
+        if factor >= 10.0:
+            found.append((i, factor))
+    return found

@@ -1,0 +1,92 @@
+"""The forward counterpart of vanishing and exploding: what the batch varies in the first and in the last layer."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import location, mild, runs, signal_ratio, start
+
+
+def _ratios(recording: Recording) -> Iterator[Measurement]:
+    for run in runs(recording):
+        if run.recurrent or len(run.layers) < 3:
+            continue
+        ratio = signal_ratio(recording, run.layers[0], run.layers[-1])
+        if ratio is not None:
+            yield Measurement(value=ratio, module=run.layers[-1].module, modules=run.modules, op=run.layers[-1].op,
+                              location=location(recording, run.layers[-1]), operations=run.indices, cap=mild(recording),
+                              evidence={"signal_ratio": ratio, "layers": len(run.layers)})
+
+
+class SignalCollapse(Rule):
+    """Different inputs give nearly the same activations further up: the signal is lost on the way forward.
+
+    What it measures: standard deviation over the samples of the batch at the last layer's output over that at the first layer's, along a run
+    of layers without normalisation or skip.
+
+    Why it matters: the layers above see a constant (their own biases) and can only learn the mean of the targets.
+
+    When it is harmless: outputs of branches that start at zero by design; a run that learns.
+
+    Sources: Glorot and Bengio 2010; 34 x 128 ReLU with Glorot gives 7e-6 (measured).
+    """
+
+    code = "GD208"
+    name = "signal-collapse"
+    summary = "different inputs give the same activations further up"
+    threshold = Threshold(1e-2, 1e-3, "signal at the last layer / at the first layer", "34 x 128 Glorot ReLU: 7e-6 (measured)", "below")
+    order = 610
+    explains = ("GD608", "GD307")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        yield from _ratios(recording)
+
+    def message(self, m: Measurement) -> str:
+        return f"over {m.evidence['layers']} layers what the batch varies shrinks to {m.value:.2g} of its size (limit {{limit}})"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+
+
+class SignalExplosion(Rule):
+    """Activations grow from layer to layer, or from block to block of an unnormalised residual stream.
+
+    What it measures: what the batch varies at the last layer's output over the first layer's, along a run of layers; and along the residual
+    stream of blocks with no normalisation.
+
+    Why it matters: the output and the loss start orders of magnitude too large, and so do the gradients.
+
+    When it is harmless: factors below 100; a run that learns.
+
+    Sources: He et al. 2015; Zhang et al. 2019 (Fixup, arXiv:1901.09321) for unnormalised residual streams.
+    """
+
+    code = "GD209"
+    name = "signal-explosion"
+    summary = "activations grow from layer to layer"
+    threshold = Threshold(1e2, 1e3, "signal at the last layer / at the first layer", "the mirror image of signal-collapse")
+    order = 460
+    explains = ("GD302", "GD604", "GD701", "GD706", "GD305", "GD801", "GD802", "GD803", "GD707")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        yield from _ratios(recording)
+        stream = [o for o in recording.operations if o.attributes.get("residual") and o.on_spine]
+        if len(stream) >= 3 and not any(o.category == "norm" for o in recording.operations):
+            low, high = stream[0], stream[-1]
+            seen = [(a.rms, b.rms) for (a, _), (b, _) in zip(start(recording, low), start(recording, high), strict=False)
+                    if a is not None and b is not None and a.rms > 0]
+            if seen:
+                ratio = seen[0][1] / seen[0][0]
+                yield Measurement(value=ratio, module=high.module, modules=tuple(o.module for o in stream), op=high.op,
+                                  location=location(recording, high), operations=tuple(o.index for o in stream), cap=mild(recording),
+                                  evidence={"signal_ratio": ratio, "layers": len(stream), "stream": True})
+
+    def message(self, m: Measurement) -> str:
+        what = "residual blocks without normalisation" if m.evidence.get("stream") else "layers"
+        return f"over {m.evidence['layers']} {what} the signal grows {m.value:.3g} times (limit {{limit}})"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("insert-norm", "Normalise the input of each branch", kind="norm", modules=m.modules,
+                             arguments={"norm": "layer", "branch": bool(m.evidence.get("stream"))}),)
