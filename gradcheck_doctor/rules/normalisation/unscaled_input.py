@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import ahead, location, mild
+
+
+class UnscaledInput(Rule):
+    """The features that enter the network are far from mean 0 and standard deviation 1, or on very different scales.
+
+    What it measures: the largest standard deviation or |mean| of a single input feature, on real inputs only, where the network does not
+    normalise them itself.
+
+    Why it matters: one feature in the thousands dominates the first sums; the first step is huge and kills ReLU units.
+
+    When it is harmless: images in [0, 1], identifiers, inputs that go into a normalisation first, a run that learns.
+
+    Sources: LeCun et al. 1998 (Efficient BackProp); Géron, ch. 11.
+    """
+
+    code = "GD507"
+    name = "unscaled-input"
+    summary = "input features far from standard scale"
+    threshold = Threshold(10.0, 100.0, "largest feature standard deviation or |mean|", "images in [0, 255] have 64 to 128")
+    order = 210
+    explains = ("GD201", "GD302", "GD305", "GD604", "GD209", "GD303", "GD301", "GD208", "GD706", "GD701", "GD202", "GD707", "GD608")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for place, record in enumerate(i for i in recording.inputs):
+            if not record.floating or record.synthetic or record.channel_std_max is None or record.channel_absmean_max is None:
+                continue
+            entry = _entry(recording, record, place)
+            if entry is None:
+                continue
+            size = max(record.channel_std_max, record.channel_absmean_max)
+            yield Measurement(value=size, module=entry.module, op=entry.op, location=location(recording, entry), operations=(entry.index,),
+                              cap=mild(recording), evidence={"input": record.name, "largest_std": record.channel_std_max,
+                                                             "largest_mean": record.channel_absmean_max, "smallest_std": record.channel_std_min})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return (f"features of {e['input']} have standard deviations from {e['smallest_std']:.3g} to {e['largest_std']:.3g} and means up to "
+                f"{e['largest_mean']:.3g}; standardise them (limit {{limit}})")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("input-norm", "Standardise the inputs with a BatchNorm as first layer", kind="input", modules=(m.module,), span=m.location,
+                             arguments={"norm": "batch"}),)
+
+
+def _entry(recording: Recording, record: InputRecord, place: int) -> Operation | None:
+    """The layer that the input meets first, None when it is normalised or embedded before."""
+    inputs = [o for o in recording.operations if o.category == "input"]
+    candidates = [o for o in inputs if o.shape == record.shape]
+    if not candidates:
+        return None
+    following = ahead(recording, candidates[0])
+    return following if following is not None and following.category in ("layer", "recurrent") else None

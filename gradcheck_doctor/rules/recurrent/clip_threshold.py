@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+
+
+class ClipThreshold(Rule):
+    """The clip threshold is so low that nearly every step is clipped: training runs on normalised gradients.
+
+    What it measures: share of at least 20 observed steps on which the norm before clipping was above the threshold.
+
+    Why it matters: the step size then no longer depends on the gradient.
+
+    When it is harmless: on purpose, and under Adam nearly always; info only.
+
+    Sources: Pascanu et al. 2013: choose it from the norms seen.
+    """
+
+    code = "GD403"
+    name = "clip-threshold"
+    summary = "nearly every step is clipped"
+    threshold = Threshold(None, None, "share of clipped steps", "95 %", info=0.95)
+    order = 540
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        events = [e for e in recording.events_of("clip_norm") if e.value and e.before is not None]
+        if len(events) >= 20:
+            norms = sorted(e.before for e in events if e.before is not None)
+            share = sum(e.before > e.value for e in events if e.before is not None and e.value is not None) / len(events)
+            yield Measurement(value=share, location=events[0].span, evidence={"share": share, "p90": norms[int(0.9 * len(norms))], "threshold_used": events[0].value})
+
+    def message(self, m: Measurement) -> str:
+        return f"{m.value:.0%} of the steps are clipped at {m.evidence['threshold_used']:g}; the 90th percentile of the norms is {m.evidence['p90']:.3g}"

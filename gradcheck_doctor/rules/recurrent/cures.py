@@ -1,0 +1,51 @@
+"""What recurrent rules share: the recurrent operations of a recording and whether anything clips."""
+from __future__ import annotations
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.sites import Span
+
+REPEATS = 8            # times one weight is applied in a forward before we call it a recurrence
+
+
+def recurrent_operations(recording: Recording) -> list[Operation]:
+    """Fused recurrent layers and hand-written recurrences (a trainable layer applied many times in one forward)."""
+    fused = [o for o in recording.operations if o.category == "recurrent" and _trainable(recording, o)]
+    loops = [o for o in recording.operations if o.category in ("layer",) and o.repeats >= REPEATS and o.ordinal == 0 and _fed_back(recording, o)]
+    return fused + loops
+
+
+def _trainable(recording: Recording, operation: Operation) -> bool:
+    names = operation.parameters or (recording.module[operation.module].parameters if operation.module in recording.module else ())
+    return any((p := recording.parameter.get(n)) is not None and p.trainable for n in names)
+
+
+def _fed_back(recording: Recording, operation: Operation) -> bool:
+    """The last call depends on the first: the same weights in a loop over time, not over independent items."""
+    same = [o.index for o in recording.operations if o.parameters == operation.parameters and o.op == operation.op]
+    seen, stack = {same[-1]}, [same[-1]]
+    while stack:
+        for producer in recording.operations[stack.pop()].producers:
+            if producer == same[0]:
+                return True
+            if producer not in seen:
+                seen.add(producer)
+                stack.append(producer)
+    return False
+
+
+def length(operation: Operation) -> int:
+    """Time steps: the longer of the first two axes of a fused layer's input is an upper bound; calls of a hand-written one."""
+    if operation.category != "recurrent":
+        return operation.repeats
+    if operation.op.endswith("cell"):
+        return max(operation.repeats, 1)
+    return max(operation.shape[:2], default=1) if len(operation.shape) == 3 else 1
+
+
+def clips(recording: Recording) -> bool:
+    return bool(recording.events_of("clip_norm") or recording.events_of("clip_value"))
+
+
+def clip(span: Span | None) -> Prescription:
+    return Prescription("clip-by-norm", "Clip the gradient by norm, 1.0, between backward and step", kind="clip", span=span, arguments={"max_norm": 1.0})

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import mild
+
+
+class RecurrentInit(Rule):
+    """The recurrent matrix of a plain RNN starts with a spectral radius far from 1.
+
+    What it measures: the largest |eigenvalue| of W_hh as it was before training, in a plain (tanh or ReLU) recurrence.
+
+    Why it matters: with a radius of 2.8 tanh saturates and the recurrence is chaotic; with PyTorch's default, 0.58, a signal is forgotten within
+    five to ten steps. Orthogonal init has radius 1.
+
+    When it is harmless: gated cells (not judged), short memories, a run that learns; below 1 it is info.
+
+    Sources: Saxe et al. 2014 (arXiv:1312.6120); Le et al. 2015 (arXiv:1504.00941); the circular law gives 0.58 for the default.
+    """
+
+    code = "GD406"
+    name = "recurrent-init"
+    summary = "recurrent matrix with a spectral radius far from 1"
+    threshold = Threshold(1.5, 1.5, "spectral radius", "tanh recurrences turn chaotic above 1; 1.5 leaves room", info=1.3)
+    order = 305
+    explains = ("GD302", "GD202", "GD305", "GD401", "GD707", "GD103", "GD102")
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for record in recording.parameters:
+            if record.spectral_radius is None or record.trained:
+                continue
+            yield self._judge(recording, record)
+
+    def _judge(self, recording: Recording, record: ParameterRecord) -> Measurement:
+        module = recording.module.get(record.module)
+        built = module.built if module is not None else None
+        return Measurement(value=record.spectral_radius or 0.0, module=record.module, op=module.type if module is not None else "",
+                           location=record.init_span or built, cap=mild(recording),
+                           evidence={"spectral_radius": record.spectral_radius, "parameter": record.name, "std": record.std})
+
+    def message(self, m: Measurement) -> str:
+        return f"{m.evidence['parameter']} starts with spectral radius {m.value:.3g} (limit {{limit}}); orthogonal initialisation has 1"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("initialise", "Orthogonal initialisation of the recurrent weights", safety="safe", kind="init", modules=(m.module,),
+                             span=m.location, arguments={"scheme": "orthogonal", "parameter": m.evidence["parameter"]}),)
