@@ -1,0 +1,120 @@
+"""The first place where a number stopped being finite: forward, backward, loss."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import location
+
+AFTER = ("GD706", "GD707", "GD201", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD701", "GD305")
+
+
+class NonfiniteActivation(Rule):
+    """An operation gave NaN or infinity.
+
+    What it measures: the first operation, in order of the forward pass on the first such step, whose output is not finite although its inputs were.
+
+    Why it matters: everything after it is lost, and after the next step the weights are.
+
+    When it is harmless: additive masks of -inf in front of a softmax (not counted).
+
+    Sources: exact; the largest and smallest value of each output are read in full, not sampled.
+    """
+
+    code = "GD801"
+    name = "nonfinite-activation"
+    summary = "an operation gave NaN or infinity"
+    threshold = Threshold(1.0, 1.0, "observed steps", "exact")
+    order = 260
+    explains = ("GD803", "GD802", *AFTER)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        broken = [(seen.step, o.index) for o in recording.operations for seen in o.observed
+                  if seen.forward is not None and not seen.forward.finite and o.category not in ("shape", "input", "scale", "loss") and not _mask(recording, o.index)]
+        if not broken:
+            return
+        step, index = min(broken)
+        operation = recording.operations[index]
+        before = [s.forward.absmax for s in operation.observed if s.step < step and s.forward is not None and s.forward.finite]
+        yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
+                          operations=(index,), evidence={"step": step, "absmax_before": before[-5:]})
+
+    def message(self, m: Measurement) -> str:
+        return f"the output of {m.op} is not finite at step {m.evidence['step']}, the first in the forward pass"
+
+
+def _mask(recording: Recording, index: int) -> bool:
+    """A score that a mask set to -inf: the softmax behind it is finite again."""
+    operation = recording.operations[index]
+    users = [recording.operations[u] for u in recording.consumers[index]]
+    softmax = any(u.op in ("softmax", "log_softmax", "logsumexp") for u in users) or any(
+        recording.operations[v].op == "softmax" for u in users for v in recording.consumers[u.index])
+    return softmax and operation.category in ("merge", "scale", "other")
+
+
+class NonfiniteGradient(Rule):
+    """A gradient is NaN or infinite.
+
+    What it measures: the operation nearest to the loss whose gradient was not finite on the first such step; steps that a scaler skipped do not count.
+
+    Why it matters: the step that follows destroys the weights.
+
+    When it is harmless: the first steps under a GradScaler, which skips them by design (info).
+
+    Sources: exact.
+    """
+
+    code = "GD802"
+    name = "nonfinite-gradient"
+    summary = "a gradient is NaN or infinite"
+    threshold = Threshold(1.0, 1.0, "observed steps", "exact")
+    order = 265
+    explains = ("GD803", *AFTER)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        broken = [(seen.step, -o.index) for o in recording.operations for seen in o.observed
+                  if seen.gradient is not None and not seen.gradient.finite and seen.forward is not None and seen.forward.finite]
+        if not broken:
+            return
+        step, index = min(broken)
+        operation = recording.operations[-index]
+        yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
+                          operations=(operation.index,), cap="info" if recording.notes.get("scaled") else None, evidence={"step": step})
+
+    def message(self, m: Measurement) -> str:
+        return f"the gradient at the output of {m.op} is not finite at step {m.evidence['step']}, the nearest to the loss"
+
+
+class NonfiniteLoss(Rule):
+    """The loss is NaN or infinite.
+
+    What it measures: losses seen that are not finite.
+
+    Why it matters: nothing is learned from then on.
+
+    When it is harmless: never.
+
+    Sources: exact.
+    """
+
+    code = "GD803"
+    name = "nonfinite-loss"
+    summary = "the loss is NaN or infinite"
+    threshold = Threshold(1.0, 1.0, "losses", "exact")
+    order = 270
+    explains = AFTER
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        broken = [step for step, value in recording.curve if not math.isfinite(value)]
+        single = [x for x in recording.losses if x.value is not None and not math.isfinite(x.value)]
+        if not broken and not single:
+            return
+        loss = (single or list(recording.losses) or [None])[0]
+        place = loss.span if loss is not None and loss.span is not None else next((e.span for e in recording.events_of("backward")), None)
+        yield Measurement(value=float(len(broken) or 1), location=place, op=loss.op if loss is not None else "",
+                          evidence={"step": broken[0] if broken else 0, "count": len(broken) or 1})
+
+    def message(self, m: Measurement) -> str:
+        return f"the loss is not finite from step {m.evidence['step']} on ({m.evidence['count']} times)"

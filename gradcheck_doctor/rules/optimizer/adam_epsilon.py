@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import mild
+
+
+class AdamEpsilon(Rule):
+    """Adam's epsilon is larger than the gradients, so it, not they, decides the size of the step.
+
+    What it measures: epsilon over the rms of a gradient entry, median over the weights and the observed steps.
+
+    Why it matters: the step is lr g / (sqrt(v) + eps): with eps a hundred times sqrt(v) it is a hundred times too small.
+
+    When it is harmless: eps = 1 with large gradients (an Inception recipe), 1e-4 in half precision; a run that learns.
+
+    Sources: Kingma and Ba 2015 (arXiv:1412.6980).
+    """
+
+    code = "GD708"
+    name = "adam-epsilon"
+    summary = "Adam's epsilon is larger than the gradients"
+    threshold = Threshold(10.0, 1e4, "epsilon / rms of a gradient entry", "ten times: the step is a tenth of what the learning rate says")
+    order = 480
+    explains = ("GD702", "GD707", "GD703")
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        entries = [row.grad_norm / math.sqrt(p.count) for p in recording.parameters if p.trainable and len(p.shape) >= 2
+                   for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm is not None and row.grad_norm > 0]
+        for record in recording.optimizers:
+            eps = max((g.eps for g in record.groups if g.eps is not None), default=None)
+            if eps is not None and eps > 1e-6 and "Adam" in record.name and entries:
+                yield Measurement(value=eps / median(entries), location=record.built, cap=mild(recording),
+                                  evidence={"eps": eps, "gradient_rms": median(entries), "optimizer": record.name})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return f"{e['optimizer']} has eps={e['eps']:g} where a gradient entry is about {e['gradient_rms']:.1e}: epsilon decides the step, {m.value:.3g} times too small"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("adam-epsilon", "Use Adam's default eps=1e-8", kind="optimizer", span=m.location, arguments={"eps": 1e-8}),)

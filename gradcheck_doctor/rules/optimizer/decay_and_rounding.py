@@ -1,0 +1,80 @@
+"""Two ways in which an update is not what the gradient asked for: weight decay outweighs it, or rounding loses it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import mild
+
+
+class DecayDominates(Rule):
+    """Weight decay pulls harder on the weights than the loss does.
+
+    What it measures: weight decay times ||w|| over ||g||, median over the weights and observed steps, for decay that is part of the gradient.
+
+    Why it matters: the weights shrink towards zero whatever the data say.
+
+    When it is harmless: decoupled decay (AdamW), late in training, a run that learns.
+
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
+    """
+
+    code = "GD709"
+    name = "decay-dominates"
+    summary = "weight decay outweighs the gradient"
+    threshold = Threshold(2.0, None, "||decay w|| / ||g||", "TheDeepChecker: 2")
+    order = 500
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        for record in recording.optimizers:
+            decay = max((g.weight_decay for g in record.groups), default=0.0)
+            ratios = [decay * row.weight_norm / row.grad_norm for p in recording.parameters if len(p.shape) >= 2
+                      for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
+            if decay > 0 and record.name in ("SGD", "Adam", "RMSprop", "Adagrad") and len(ratios) >= 10:
+                yield Measurement(value=median(ratios), location=record.built, cap=mild(recording), evidence={"ratio": median(ratios), "weight_decay": decay})
+
+    def message(self, m: Measurement) -> str:
+        return f"weight decay {m.evidence['weight_decay']:g} pulls {m.value:.3g} times as hard as the gradient (limit {{limit}})"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("weight-decay", "A tenth of the weight decay", kind="optimizer", span=m.location,
+                             arguments={"weight_decay": m.evidence["weight_decay"] / 10}),)
+
+
+class LostUpdate(Rule):
+    """Updates are lost to rounding: adding them to the weight gives the same weight again.
+
+    What it measures: share of the sampled elements with a gradient whose value did not change in the step, median over observed steps.
+
+    Why it matters: in bfloat16 a change below 1/256 of the weight is lost; training stands still.
+
+    When it is harmless: optimizers with stochastic rounding or Kahan sums; learning rate 0 in a warm-up.
+
+    Sources: the precision of the formats (float32 2^-24, bfloat16 2^-9 relative).
+    """
+
+    code = "GD703"
+    name = "lost-update"
+    summary = "updates lost to rounding"
+    threshold = Threshold(0.5, 0.9, "share of elements", "half of them")
+    order = 505
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        shares: dict[str, float] = {}
+        for p in recording.parameters:
+            rows = [r.lost for r in recording.parameter_steps.get(p.name, ()) if r.lost is not None and r.grad_norm]
+            if len(p.shape) >= 2 and len(rows) >= 5 and p.dtype in ("bfloat16", "float16"):
+                shares[p.name] = median(rows)
+        if shares:
+            worst = max(shares, key=lambda n: shares[n])
+            record = recording.parameter[worst]
+            yield Measurement(value=shares[worst], module=record.module, location=recording.optimizers[0].built if recording.optimizers else None,
+                              cap=mild(recording), evidence={"parameter": worst, "dtype": record.dtype})
+
+    def message(self, m: Measurement) -> str:
+        return f"{m.value:.0%} of the updates of {m.evidence['parameter']} ({m.evidence['dtype']}) are lost to rounding; keep float32 master weights"

@@ -1,0 +1,106 @@
+"""Steps that are too large or too small for the weights they change."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import learned, progress
+from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, update_ratios
+
+HEALTHY = 1e-3         # update ratio aimed at
+EARLY = 12             # steps that count as the start
+
+
+class LearningRateTooHigh(Rule):
+    """The optimizer's steps are so large beside the weights that they destroy what was learned, and the loss does not fall.
+
+    What it measures: rms(change of a weight) / rms(weight), median over the weight matrices; the larger of the median over the run and the
+    largest of the first twelve steps divided by 3 (a first blow is enough to kill ReLU units). Only in a run whose loss does not fall.
+
+    Why it matters: around 1e-3 is usual; at 0.1 the weights are someone else's after ten steps.
+
+    When it is harmless: Adam's first step is 2 lr sqrt(fan_in) at default init; biases, zero-initialised weights and norms are left out;
+    a run that learns.
+
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022); CS231n's rule of thumb of 1e-3.
+    """
+
+    code = "GD701"
+    name = "learning-rate-too-high"
+    summary = "steps too large beside the weights, and the loss does not fall"
+    threshold = Threshold(3e-2, 1e-1, "update / weight, rms", "TheDeepChecker: 1e-1; healthy runs of this project stay below 3e-2")
+    order = 490
+    explains = ("GD201", "GD706", "GD707", "GD305", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD307", "GD803", "GD802", "GD801",
+                "GD304")
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        chosen = largest_lr(recording)
+        ratios = update_ratios(recording)
+        if chosen is None or len(ratios) < 5 or recording.total_steps < 10:
+            return
+        lr, record = chosen
+        finite = [r for r in ratios if math.isfinite(r)]
+        first = max((r for r in update_ratios(recording, last=EARLY) if math.isfinite(r)), default=0.0)
+        value = max(median(finite), first / 3) if finite else math.inf
+        gone = progress(recording)
+        hurt = learned(recording) is False and (gone is None or gone < 0.3 or dead_share(recording) > 0.5)
+        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",
+                          evidence={"update_ratio": value, "first_updates": first, "lr": lr, "loss_fell": gone, "optimizer": record.name})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}), and the loss does not fall"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        lr = m.evidence["lr"]
+        factor = 10 ** round(math.log10(max(10.0, min(m.value / HEALTHY, 1e4))))
+        return tuple(Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=m.location,
+                                  arguments={"lr": lr / f, "old": lr}) for f in dict.fromkeys((factor, 10, 100)))
+
+
+class LearningRateTooLow(Rule):
+    """The optimizer's steps are so small that the weights practically stay where they were.
+
+    What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
+
+    Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
+
+    When it is harmless: the end of a schedule, fine-tuning, very long runs.
+
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
+    """
+
+    code = "GD702"
+    name = "learning-rate-too-low"
+    summary = "steps so small that the weights stay where they were"
+    threshold = Threshold(1e-4, None, "update / weight, rms", "TheDeepChecker: 1e-4", "below")
+    order = 495
+    explains = ("GD707",)
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        chosen = largest_lr(recording)
+        ratios = [r for r in update_ratios(recording) if math.isfinite(r)]
+        gone = progress(recording)
+        if chosen is None or len(ratios) < 5 or recording.total_steps < 20 or gone is None:
+            return
+        lr, record = chosen
+        value = median(ratios)
+        if value > 0:
+            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None,
+                              evidence={"update_ratio": value, "lr": lr, "loss_fell": gone, "optimizer": record.name})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); the loss fell by {e['loss_fell']:.0%}"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        lr = m.evidence["lr"]
+        factor = 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 1e4))))
+        return (Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {lr * factor:g}", kind="optimizer", span=m.location,
+                             arguments={"lr": lr * factor, "old": lr}),)

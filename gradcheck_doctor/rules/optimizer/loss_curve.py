@@ -1,0 +1,98 @@
+"""What the curve of the loss says by itself."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import learned
+from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
+
+LEAST = 20             # losses
+
+
+class LossDivergence(Rule):
+    """The loss ends clearly above where it began.
+
+    What it measures: median of the last fifth of the losses over that of the first fifth.
+
+    Why it matters: training makes the model worse.
+
+    When it is harmless: adversarial losses (several optimizers: not judged), annealed losses, reinforcement learning.
+
+    Sources: standard practice; two times the first fifth.
+    """
+
+    code = "GD706"
+    name = "loss-divergence"
+    summary = "the loss ends above where it began"
+    threshold = Threshold(2.0, 2.0, "median of the last fifth / of the first fifth", "twice")
+    order = 700
+    explains = ("GD707",)
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        values = [v for _, v in recording.curve]
+        if len(values) < LEAST or len(recording.optimizers) > 1:
+            return
+        fifth = max(4, len(values) // 5)
+        first, last = median(values[:fifth]), median(values[-fifth:])
+        if not math.isfinite(last):
+            return
+        unbounded = last < 0 and first - last > 100 * max(1.0, abs(first))
+        value = 10.0 if unbounded else last / first if first > 0 else 0.0
+        record = recording.optimizers[0] if recording.optimizers else None
+        yield Measurement(value=value, location=record.built or record.stepped if record is not None else None,
+                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded})
+
+    def message(self, m: Measurement) -> str:
+        return f"the loss goes from {m.evidence['first_fifth']:.3g} (first fifth) to {m.evidence['last_fifth']:.3g} (last fifth)"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        chosen = largest_lr(recording)
+        cures = [Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip",
+                              span=recording.optimizers[0].stepped if recording.optimizers else None, arguments={"max_norm": 1.0})]
+        if chosen is not None:
+            lr, record = chosen
+            cures.insert(0, Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / 10:g}", kind="optimizer", span=record.built,
+                                         arguments={"lr": lr / 10, "old": lr}))
+        return tuple(cures)
+
+
+class LossOscillation(Rule):
+    """The loss jumps up and down and hardly falls.
+
+    What it measures: share of changes of direction of the loss, smoothed over tenths of the run, in a run whose updates are large (above 1e-2).
+
+    Why it matters: the steps overshoot.
+
+    When it is harmless: noisy small batches, adversarial and cyclic training; a run that learns.
+
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
+    """
+
+    code = "GD707"
+    name = "loss-oscillation"
+    summary = "the loss jumps and hardly falls"
+    threshold = Threshold(0.6, None, "share of changes of direction", "more than half, over 50 windows")
+    order = 710
+    kinds = ("run",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        values = [v for _, v in recording.curve if math.isfinite(v)]
+        ratios = [r for r in update_ratios(recording) if math.isfinite(r)]
+        if len(values) < 100 or len(recording.optimizers) > 1 or not ratios or median(ratios) < 1e-2 or learned(recording):
+            return
+        size = len(values) // 50
+        windows = [sum(values[i:i + size]) / size for i in range(0, size * 50, size)]
+        changes = [b - a for a, b in zip(windows, windows[1:], strict=False)]
+        turns = sum(a * b < 0 for a, b in zip(changes, changes[1:], strict=False)) / max(1, len(changes) - 1)
+        swing = median(abs(c) for c in changes) / max(abs(median(windows)), 1e-30)
+        if swing > 0.1:
+            yield Measurement(value=turns, evidence={"turns": turns, "swing": swing})
+
+    def message(self, m: Measurement) -> str:
+        return f"the loss changes direction in {m.value:.0%} of 50 windows and swings by {m.evidence['swing']:.0%} of its size"
