@@ -188,7 +188,7 @@ class Observer(TorchFunctionMode):
         op, inplace = named
         if op == "setitem":
             output = args[0]
-        values = [v for v in _tensors((output,)) if v.is_floating_point() or v.is_complex()]
+        values = [v for v in _tensors((output,)) if (v.is_floating_point() or v.is_complex()) and not (v.is_leaf and v.requires_grad)]
         if not values or all(any(v is t for t in inputs) for v in values) and not inplace and op != "setitem":
             return                                                  # no new value (dropout in eval returns its input)
         category = CATEGORY.get(op, "other")

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from gradcheck_doctor.records.sites import Span
 
+K = TypeVar("K")
+V = TypeVar("V")
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXAMPLES = os.path.join(PACKAGE, "examples")
 LIBRARIES = tuple({os.path.abspath(path) + os.sep for path in [
@@ -93,21 +95,42 @@ class Initialisation:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+class WeakTable(Generic[K, V]):
+    """A dictionary by identity that does not keep its keys alive: modules may define `__hash__` and `__eq__` as they like."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[weakref.ref[Any], V]] = {}
+
+    def __setitem__(self, key: K, value: V) -> None:
+        number = id(key)
+        self._rows[number] = (weakref.ref(key, lambda _: self._rows.pop(number, None)), value)
+
+    def get(self, key: K) -> V | None:
+        row = self._rows.get(id(key))
+        return row[1] if row is not None and row[0]() is key else None
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        for reference, value in list(self._rows.values()):
+            key = reference()
+            if key is not None:
+                yield key, value
+
+
 class ConstructionLog:
     """Where modules were built, parameters initialised and weights loaded, while `recording_construction` is open."""
 
     def __init__(self) -> None:
-        self.spans: weakref.WeakKeyDictionary[nn.Module, Span] = weakref.WeakKeyDictionary()
-        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self.loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
-        self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, Span] = weakref.WeakKeyDictionary()
+        self.spans: WeakTable[nn.Module, Span] = WeakTable()
+        self.modules: WeakTable[nn.Module, bool] = WeakTable()
+        self.loaded: WeakTable[nn.Module, dict[str, Any]] = WeakTable()
+        self.optimizers: WeakTable[torch.optim.Optimizer, Span] = WeakTable()
         self.compiled = False
         self.initialised: dict[int, list[Initialisation]] = {}
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def built(self, module: nn.Module, frame: FrameType | None) -> None:
-        self.modules.add(module)
-        if module in self.spans:
+        self.modules[module] = True
+        if self.spans.get(module) is not None:
             return
         maker = _construction_frame(frame, module)
         span = user_span(maker)

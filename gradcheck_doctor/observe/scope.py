@@ -64,7 +64,7 @@ class Roots:
         if self.log is None:
             return module
         best, size = module, sum(1 for _ in module.modules())
-        for candidate in list(self.log.modules):
+        for candidate, _ in self.log.modules.items():
             if candidate is module or not candidate._modules:
                 continue
             members = list(candidate.modules())

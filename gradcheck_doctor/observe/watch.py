@@ -38,6 +38,7 @@ class _Optimizer:
         self.zeroed = True
         self.initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
         self.last: OptimizerRecord | None = None
+        self.held = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def parameters(self) -> list[Tensor]:
         optimizer = self.ref()
@@ -205,6 +206,7 @@ class Monitor:
                 return
             if known.stepped is None:
                 known.stepped = user_span(sys._getframe(1))
+            known.held.update(id(p) for p in known.parameters())
             if self.observer.active:
                 self._updates = Updates(known.parameters())
                 if not self._norms and self._backwards:
@@ -284,7 +286,7 @@ class Monitor:
         self.book.take(observer)
         kept = operations(observer, self.book, kind)
         modules = module_records(observer)
-        held = {id(p) for o in self._optimizers.values() for p in o.parameters()}
+        held = {key for o in self._optimizers.values() for key in o.held}
         from dataclasses import replace
         parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None)
                            for key, (_, record) in self.book.records.items())

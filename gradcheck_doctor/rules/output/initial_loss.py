@@ -26,8 +26,8 @@ class InitialLoss(Rule):
     name = "initial-loss"
     summary = "the first loss is far above that of an untrained network"
     threshold = Threshold(10.0, 100.0, "first loss / loss of a constant guess", "twice log C for classes is info; 10 times is a warning", info=2.0)
-    order = 230
-    explains = ("GD302", "GD201", "GD305", "GD209", "GD707", "GD706")
+    order = 345
+    explains = ("GD302", "GD201", "GD305", "GD707", "GD706")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for loss in recording.losses:

@@ -1,0 +1,29 @@
+"""Known findings that are not to be reported again, by fingerprint (rule, file, module, op; no line numbers)."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradcheck_doctor.errors import ConfigError
+from gradcheck_doctor.records.findings import Finding
+
+
+def write(path: str, findings: Iterable[Finding]) -> None:
+    """Store the fingerprints of `findings`, with what a person needs to recognise them."""
+    rows = {f.fingerprint: {"code": f.code, "rule": f.rule, "module": f.module, "file": f.location.file if f.location else ""} for f in findings}
+    Path(path).write_text(json.dumps({"version": 1, "findings": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(path: str) -> frozenset[str]:
+    """Fingerprints in a baseline file.
+
+    Raises:
+        ConfigError: it is missing or no baseline.
+    """
+    try:
+        return frozenset(json.loads(Path(path).read_text(encoding="utf-8"))["findings"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"baseline {path} does not exist; create it with --write-baseline {path}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no baseline of this tool: {error}") from error

@@ -1,0 +1,70 @@
+"""watch(): one `with` line around any training loop."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from gradcheck_doctor.report.report import Report
+
+
+class Watch:
+    """What `watch` returns: attached inside `with` (or between `attach` and `detach`); `report()` at any time."""
+
+    def __init__(self, models: list[nn.Module], optimizers: list[Optimizer], every: int | str) -> None:
+        from gradcheck_doctor.observe.provenance import current_log
+        from gradcheck_doctor.observe.watch import Monitor
+
+        self.monitor = Monitor(models, optimizers, every, log=current_log())
+
+    def attach(self) -> Watch:
+        """Start observing."""
+        self.monitor.attach()
+        return self
+
+    def detach(self) -> None:
+        """Stop observing; hooks come off. Safe to call twice."""
+        self.monitor.detach()
+
+    def __enter__(self) -> Watch:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def report(self, **options: Any) -> Report:
+        """Judge what was seen so far; `select` and `ignore` as on the command line."""
+        from dataclasses import replace
+
+        from gradcheck_doctor.config import Config
+        from gradcheck_doctor.report.report import Report
+        from gradcheck_doctor.session import examine
+
+        recording = self.monitor.recording("run")
+        config = replace(Config(), select=tuple(options.get("select", ())), ignore=tuple(options.get("ignore", ())))
+        examination = examine(recording, recording.model_class or "model", config)
+        return Report(examination.report, examination.recording)
+
+
+def watch(model: nn.Module | Iterable[nn.Module], optimizer: Optimizer | Iterable[Optimizer] | None = None, *, every: int | str = "auto") -> Watch:
+    """Watch the training of one model (or several) by any loop.
+
+    Args:
+        model: the model, or several (a GAN).
+        optimizer: its optimizer or optimizers; others that hold the model's parameters are met when they step.
+        every: observe each N-th optimizer step, or "auto": dense at the start, then rarer, within 1 % of the time (at least 4 seconds).
+
+    Returns:
+        A context manager with `report()`. Losses, weights and random state are bit for bit those of the loop without it.
+
+    Raises:
+        ProbeError: DataParallel.
+    """
+    import torch
+
+    models = [model] if isinstance(model, torch.nn.Module) else list(model)
+    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    return Watch(models, optimizers, every)

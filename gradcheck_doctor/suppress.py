@@ -1,0 +1,45 @@
+"""Suppression comments: `# doctor: ignore[GD201]` on the line that builds the layer or calls the function, and per-file ignores."""
+from __future__ import annotations
+
+import fnmatch
+import functools
+import linecache
+import os
+import re
+from collections.abc import Mapping
+
+from gradcheck_doctor.records.findings import Finding
+
+_LINE = re.compile(r"#\s*doctor:\s*ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
+_FILE = re.compile(r"#\s*doctor:\s*file-ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
+
+
+def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | None = None) -> bool:
+    """Whether a comment in the source, or a per-file setting, silences `finding`."""
+    place = finding.location
+    if place is None:
+        return False
+    for pattern, codes in (per_file or {}).items():
+        name = os.path.relpath(place.file)
+        if (fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(os.path.basename(name), pattern)) and _names(finding, codes):
+            return True
+    last = place.end_line or place.line
+    if any(_matches(_LINE, linecache.getline(place.file, line), finding) for line in range(place.line, last + 1)):
+        return True
+    return any(_matches(_FILE, line, finding) for line in _file_comments(place.file))
+
+
+@functools.lru_cache(maxsize=256)
+def _file_comments(file: str) -> tuple[str, ...]:
+    return tuple(line for line in linecache.getlines(file) if "file-ignore" in line)
+
+
+def _matches(pattern: re.Pattern[str], line: str, finding: Finding) -> bool:
+    found = pattern.search(line)
+    if found is None:
+        return False
+    return found.group(1) is None or _names(finding, tuple(c.strip() for c in found.group(1).split(",")))
+
+
+def _names(finding: Finding, codes: tuple[str, ...]) -> bool:
+    return any(c.lower() == finding.rule or c and finding.code.startswith(c.upper()) for c in codes)
