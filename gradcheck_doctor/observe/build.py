@@ -17,6 +17,7 @@ from gradcheck_doctor.observe.spine import spine
 from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
 from gradcheck_doctor.records.sites import BlindSpot, Span
 
+RECURRENT = 8            # calls of one module before the first backward that make its square weights worth an eigenvalue
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -73,6 +74,7 @@ class ParameterBook:
         self.log = log
         self.records: dict[int, tuple[Tensor, ParameterRecord]] = {}
         self.loaded: set[int] = set()
+        self.first_seen: dict[int, int] = {}
 
     def take(self, observer: Observer) -> None:
         """Record every parameter not yet known, under its name now."""
@@ -80,8 +82,10 @@ class ParameterBook:
         for module, path in observer.roots.names():
             for role, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in self.records:
-                    record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=id(parameter) in self.loaded)
+                    record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=id(parameter) in self.loaded,
+                                              recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT)
                     self.records[id(parameter)] = (parameter, record)
+                    self.first_seen[id(parameter)] = observer.step
 
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""

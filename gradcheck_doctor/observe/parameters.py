@@ -19,7 +19,7 @@ _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell":
 
 
 def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module | None, *, log: ConstructionLog | None = None,
-                     trained: bool = False) -> ParameterRecord:
+                     trained: bool = False, recurrent: bool = False) -> ParameterRecord:
     """Facts about one parameter; `owner` is the module that holds it, `trained` what is known from outside (a loaded state dict)."""
     role = name.rsplit(".", 1)[-1]
     shape = tuple(parameter.shape)
@@ -40,7 +40,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
         absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=_rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
-        spectral_radius=_spectral_radius(kind, role, value), gate_bias=_gate_bias(kind, role, value))
+        spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value), gate_bias=_gate_bias(kind, role, value))
 
 
 def _span(explicit: list[Initialisation]) -> Any:
@@ -96,9 +96,8 @@ def _rows_equal(value: Tensor) -> bool:
     return value.dim() >= 2 and value.shape[0] > 1 and bool((value == value[:1]).all())
 
 
-def _spectral_radius(kind: str, role: str, value: Tensor) -> float | None:
+def _spectral_radius(recurrent: bool, value: Tensor) -> float | None:
     """Largest |eigenvalue| of a plain recurrent matrix."""
-    recurrent = kind in ("RNN", "RNNCell") and role.startswith("weight_hh")
     if not recurrent or value.dim() != 2 or value.shape[0] != value.shape[1] or value.shape[0] > 1024 or not bool(torch.isfinite(value).all()):
         return None
     return torch.linalg.eigvals(value.double().cpu()).abs().max().item()

@@ -19,16 +19,22 @@ class Schedule:
         self.observed = 0
         self._next = 0
         self._run = 0
+        self._dense_from = 0
 
     def wants(self, step: int) -> bool:
         """Whether optimizer step number `step` (from 0) is to be observed."""
         if isinstance(self.every, int):
-            return step < DENSE or step % self.every < self.together
-        if step < DENSE * self.together:
+            return self._dense_from <= step < self._dense_from + DENSE or step % self.every < self.together
+        if step < self._dense_from + DENSE * self.together and step >= self._dense_from:
             return True
         if self._run > 0:
             return True
         return step >= self._next and self.affordable(1.0)
+
+    def restart(self, step: int) -> None:
+        """Something changed (a new optimizer): look closely again."""
+        if step > 0:
+            self._dense_from = step + 1
 
     def affordable(self, share: float) -> bool:
         """Whether what was spent is within `share` of the budget."""

@@ -192,6 +192,7 @@ class Monitor:
                 return None
             built = self.log.optimizers.get(optimizer) if self.log is not None else None
             known = self._optimizers[id(optimizer)] = _Optimizer(optimizer, len(self._optimizers), built)
+            self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))
         return known
 
@@ -301,7 +302,8 @@ class Monitor:
             operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=tuple(self.steps),
             parameter_steps={names[k]: tuple(v) for k, v in self.parameter_steps.items() if k in names}, events=tuple(self.events),
             curve=tuple(self.curve), total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
-            blind_spots=blind_spots(observer, modules), notes=self.facts.notes(observer, modules))
+            blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),
+                                                               "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
 
 
 def _optimizer_record(known: _Optimizer) -> OptimizerRecord | None:

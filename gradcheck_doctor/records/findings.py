@@ -71,6 +71,7 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     fixes: tuple[Fix, ...] = ()
     related: tuple[str, ...] = ()             # fingerprints of findings this one explains
+    order: int | None = None                  # causal order where it differs from the rule's; not in the JSON
     operations: tuple[int, ...] = ()          # indices into Recording.operations, for the engine; not in the JSON
 
     @property

@@ -45,6 +45,7 @@ class Measurement:
 
     Attributes:
         value: what the threshold judges (unit as in the rule's threshold).
+        order: causal order of this finding where it differs from the rule's.
         cap: highest severity the evidence allows here, for what is true but without effect ("info"), or None.
         floor: severity regardless of the value, for exact facts (a doubled softmax), or None.
         location: the user's expression at fault.
@@ -59,6 +60,7 @@ class Measurement:
     operations: tuple[int, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     cap: str | None = None
+    order: int | None = None
     floor: str | None = None
 
 
@@ -83,6 +85,7 @@ class Rule(ABC):
     threshold: ClassVar[Threshold]
     order: ClassVar[int] = 500                   # causal order: smaller is nearer to the root (100 output and loss, 200 data, 300 init, 400 dead and activation, 450 structure, 500 optimizer, 600 flow, 700 symptoms over time)
     explains: ClassVar[tuple[str, ...]] = ()     # codes whose findings are symptoms of this one when both are found
+    weak: ClassVar[bool] = False                 # counts only where nothing else explains the trouble: beside a cause it is info
     kinds: ClassVar[tuple[str, ...]] = ("audit", "run")
 
     @abstractmethod
@@ -116,7 +119,7 @@ class Rule(ABC):
                 module=measured.module, modules=measured.modules or ((measured.module,) if measured.module else ()),
                 op=measured.op, location=measured.location,
                 evidence={**measured.evidence, **({} if limit is None else {"threshold": limit})},
-                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations)
+                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations, order=measured.order)
 
     @classmethod
     def page(cls) -> str:

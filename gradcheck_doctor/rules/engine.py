@@ -26,13 +26,15 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
     active = tuple(chosen) if chosen is not None else _active(config, tuple(select), tuple(ignore))
     limits: Mapping[str, Mapping[str, float]] = getattr(config, "thresholds", None) or {}
     order = {rule.code: rule.order for rule in active}
+    weak = frozenset(rule.code for rule in active if rule.weak)
     explains = {rule.code: rule.explains for rule in active}
     found: list[Finding] = []
     for rule in active:
         if recording.kind in rule.kinds:
             found.extend(rule().check(recording, _threshold(rule, limits.get(rule.code))))
     found = _unique(found)
-    found.sort(key=lambda f: (order[f.code], -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
+    found = _demoted(found, weak)
+    found.sort(key=lambda f: (order[f.code] if f.order is None else f.order, -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
     return _grouped(found, explains)
 
 
@@ -57,6 +59,13 @@ def _unique(found: list[Finding]) -> list[Finding]:
         if known is None or SEVERITIES.index(finding.severity) > SEVERITIES.index(known.severity):
             kept[finding.fingerprint] = finding
     return list(kept.values())
+
+
+def _demoted(found: list[Finding], weak: frozenset[str]) -> list[Finding]:
+    """Weak evidence is info beside a serious finding that can be its cause."""
+    if not any(f.severity in SERIOUS and f.code not in weak for f in found):
+        return found
+    return [replace(f, severity="info") if f.code in weak and f.severity in SERIOUS else f for f in found]
 
 
 def _grouped(found: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:

@@ -12,7 +12,7 @@ from gradcheck_doctor.records.summaries import Summary
 from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
-LEARNED = 0.3          # share of the first loss that must be gone for a run to count as learning
+LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 
 
 def location(recording: Recording, operation: Operation) -> Span | None:
@@ -185,21 +185,60 @@ def signal_ratio(recording: Recording, low: Operation, high: Operation, when: Wh
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------------------------
+def phase_start(recording: Recording) -> int:
+    """First step of the last phase of a script that trains in phases, each with its own optimizer (pretraining, then a new head); else 0."""
+    spans: dict[int, tuple[int, int]] = {}
+    for row in recording.steps:
+        first, _ = spans.get(row.optimizer, (row.step, row.step))
+        spans[row.optimizer] = (first, row.step)
+    if len(spans) < 2:
+        return 0
+    ordered = sorted(spans.values())
+    apart = all(a[1] < b[0] for a, b in zip(ordered, ordered[1:], strict=False))
+    return ordered[-1][0] if apart else 0
+
+
+def phase_curve(recording: Recording) -> list[float]:
+    """Losses of the last phase."""
+    begin = phase_start(recording)
+    return [v for step, v in recording.curve if step >= begin]
+
+
+def constant_guess(recording: Recording) -> float | None:
+    """The loss of the best constant prediction, where it is known: log C for classes, the variance of the targets for a squared error."""
+    if len(recording.losses) != 1 or phase_start(recording) or not recording.curve:
+        return None
+    loss, first = recording.losses[0], recording.curve[0][1]
+    if loss.value is None or loss.reduction != "mean" or abs(first - loss.value) > 0.01 * abs(loss.value):
+        return None
+    if loss.op == "cross_entropy" and loss.classes and loss.classes > 1:
+        return math.log(loss.classes)
+    if loss.op == "mse_loss" and loss.target_std:
+        return loss.target_std**2
+    return math.log(2.0) if loss.op.startswith("binary_cross_entropy") else None
+
+
 def progress(recording: Recording) -> float | None:
-    """Share of the first loss that is gone at the end of the run; None with fewer than ten losses seen. Negative: it rose."""
-    values = [v for _, v in recording.curve]
+    """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the last phase.
+
+    None with fewer than ten losses seen; negative: it rose.
+    """
+    values = phase_curve(recording)
     if len(values) < 10:
         return None
     size = max(3, len(values) // 20)
     first, last = median(values[:size]), median(values[-size:])
     if not (math.isfinite(first) and math.isfinite(last)):
         return -math.inf
+    guess = constant_guess(recording)
+    if guess is not None and first > 0:
+        first = min(first, guess)
     scale = max(abs(first), abs(last), 1e-30) if first <= 0 else first
     return (first - last) / scale
 
 
 def learned(recording: Recording) -> bool:
-    """The loss fell by at least 30 %, so whatever looks odd did not keep the model from training."""
+    """The loss fell by at least half, so whatever looks odd did not keep the model from training."""
     gone = progress(recording)
     return gone is not None and gone >= LEARNED
 
@@ -255,3 +294,10 @@ def untrained(recording: Recording, operations: Iterable[Operation]) -> bool:
     """None of the weights is known to be trained or loaded."""
     weights = [w for o in operations if (w := weight(recording, o)) is not None]
     return bool(weights) and not any(w.trained for w in weights)
+
+
+def first_nonfinite(recording: Recording) -> int | None:
+    """First step whose loss or gradient norm was not finite: what comes after it says nothing about the cause."""
+    steps = [s for s, v in recording.curve if not math.isfinite(v)]
+    steps += [s.step for s in recording.steps if s.grad_norm is not None and not math.isfinite(s.grad_norm)]
+    return min(steps, default=None)

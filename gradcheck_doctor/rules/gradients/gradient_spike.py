@@ -7,7 +7,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned
+from gradcheck_doctor.rules.flow import first_nonfinite, learned, phase_start
 
 WINDOW = 20
 
@@ -34,9 +34,12 @@ class GradientSpike(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        norms = [(s.step, s.grad_norm) for s in recording.steps if s.grad_norm is not None]
+        begin, broken = phase_start(recording), first_nonfinite(recording)
+        norms = [(s.step, s.grad_norm) for s in recording.steps
+                 if s.grad_norm is not None and s.step >= begin and (broken is None or s.step < broken)]
         spikes = spikes_of([n for _, n in norms])
-        if len(norms) < 2 * WINDOW or len(spikes) < 2:
+        ended = broken is not None and bool(spikes)
+        if not ended and (len(norms) < 2 * WINDOW or len(spikes) < 2):
             return
         clipped = bool(recording.events_of("clip_norm"))
         factor = max(f for _, f in spikes)

@@ -12,6 +12,8 @@ from gradcheck_doctor.theory.propagation import expected_attenuation
 
 CONFIRMED = 0.4       # share of the predicted decades that must be seen in the measured signal or gradient
 
+ENOUGH = 1.5          # decades that confirm by themselves: bounded activations never show the whole prediction
+
 
 class InitActivationMismatch(Rule):
     """The weights' spread does not fit the activation, and the error multiplies over the depth of a run of layers.
@@ -54,7 +56,7 @@ class InitActivationMismatch(Rule):
         signal = signal_ratio(recording, run.layers[0], run.layers[-1])
         gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
         seen = [math.log10(max(r, 1e-30)) for r in (signal, gradient) if r is not None]
-        confirmed = any(s * worst > 0 and abs(s) >= CONFIRMED * abs(worst) and abs(s) >= 1.0 for s in seen)
+        confirmed = any(s * worst > 0 and abs(s) >= min(max(1.0, CONFIRMED * abs(worst)), ENOUGH) for s in seen)
         scheme, act, _ = right_scheme(run.activations)
         fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
         selu = act == "selu" and abs(worst) >= 1.0

@@ -26,6 +26,7 @@ class TooNarrow(Rule):
     summary = "a plain ReLU net so deep for its width that training is a matter of luck"
     threshold = Threshold(1.0, None, "sum of 1/width", "Hanin 2018; 16 x 5 (3.2) is born dead in 10 of 60 draws")
     order = 330
+    weak = True
     explains = ()
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:

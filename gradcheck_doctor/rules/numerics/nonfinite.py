@@ -27,7 +27,7 @@ class NonfiniteActivation(Rule):
     name = "nonfinite-activation"
     summary = "an operation gave NaN or infinity"
     threshold = Threshold(1.0, 1.0, "observed steps", "exact")
-    order = 260
+    order = 690
     explains = ("GD803", "GD802", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
@@ -70,7 +70,7 @@ class NonfiniteGradient(Rule):
     name = "nonfinite-gradient"
     summary = "a gradient is NaN or infinite"
     threshold = Threshold(1.0, 1.0, "observed steps", "exact")
-    order = 265
+    order = 691
     explains = ("GD803", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
@@ -103,7 +103,7 @@ class NonfiniteLoss(Rule):
     name = "nonfinite-loss"
     summary = "the loss is NaN or infinite"
     threshold = Threshold(1.0, 1.0, "losses", "exact")
-    order = 270
+    order = 692
     explains = AFTER
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:

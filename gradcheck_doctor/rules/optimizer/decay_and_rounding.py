@@ -27,6 +27,7 @@ class DecayDominates(Rule):
     summary = "weight decay outweighs the gradient"
     threshold = Threshold(2.0, None, "||decay w|| / ||g||", "TheDeepChecker: 2")
     order = 500
+    weak = True
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:

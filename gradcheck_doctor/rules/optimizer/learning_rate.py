@@ -8,7 +8,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, progress
+from gradcheck_doctor.rules.flow import first_nonfinite, learned, phase_start, progress
 from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, update_ratios
 
 HEALTHY = 1e-3         # update ratio aimed at
@@ -40,16 +40,18 @@ class LearningRateTooHigh(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         chosen = largest_lr(recording)
-        ratios = update_ratios(recording)
-        if chosen is None or len(ratios) < 5 or recording.total_steps < 10:
+        begin, broken = phase_start(recording), first_nonfinite(recording)
+        ratios = update_ratios(recording, first=begin, last=broken)
+        if chosen is None or len(ratios) < 2 or recording.total_steps < 10:
             return
         lr, record = chosen
         finite = [r for r in ratios if math.isfinite(r)]
-        first = max((r for r in update_ratios(recording, last=EARLY) if math.isfinite(r)), default=0.0)
+        early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
+        first = max(early, default=0.0)
         value = max(median(finite), first / 3) if finite else math.inf
         gone = progress(recording)
-        hurt = learned(recording) is False and (gone is None or gone < 0.3 or dead_share(recording) > 0.5)
-        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",
+        hurt = learned(recording) is False and (gone is None or gone < 0.5 or dead_share(recording) > 0.5)
+        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info", order=474 if early and median(early) >= 3e-2 else None,
                           evidence={"update_ratio": value, "first_updates": first, "lr": lr, "loss_fell": gone, "optimizer": record.name})
 
     def message(self, m: Measurement) -> str:
@@ -80,6 +82,7 @@ class LearningRateTooLow(Rule):
     summary = "steps so small that the weights stay where they were"
     threshold = Threshold(1e-4, None, "update / weight, rms", "TheDeepChecker: 1e-4", "below")
     order = 495
+    weak = True
     explains = ("GD707",)
     kinds = ("run",)
 

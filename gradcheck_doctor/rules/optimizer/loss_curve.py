@@ -8,7 +8,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned
+from gradcheck_doctor.rules.flow import learned, phase_curve, phase_start
 from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
 
 LEAST = 20             # losses
@@ -35,8 +35,8 @@ class LossDivergence(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        values = [v for _, v in recording.curve]
-        if len(values) < LEAST or len(recording.optimizers) > 1:
+        values = phase_curve(recording)
+        if len(values) < LEAST or len(recording.optimizers) > 1 and not phase_start(recording):
             return
         fifth = max(4, len(values) // 5)
         first, last = median(values[:fifth]), median(values[-fifth:])
@@ -79,6 +79,7 @@ class LossOscillation(Rule):
     summary = "the loss jumps and hardly falls"
     threshold = Threshold(0.6, None, "share of changes of direction", "more than half, over 50 windows")
     order = 710
+    weak = True
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:

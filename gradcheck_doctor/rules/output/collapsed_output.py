@@ -24,6 +24,7 @@ class CollapsedOutput(Rule):
     summary = "the network answers the same for every input"
     threshold = Threshold(1e-5, 1e-6, "std over samples / rms of the output", "variance below 1e-10 of the mean square", "below")
     order = 650
+    weak = True
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for loss in recording.losses:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Recording
@@ -36,7 +37,10 @@ class InitialLoss(Rule):
                 continue
             trained = any(p.trained for p in recording.parameters)
             synthetic = recording.kind == "audit" and any(i.synthetic for i in recording.inputs)
-            yield Measurement(value=value, op=loss.op, location=loss.span, operations=(loss.operation,), cap="info" if trained or synthetic else mild(recording),
+            last = [v for _, v in recording.curve[-20:] if math.isfinite(v)]
+            reached = bool(last) and loss.op == "mse_loss" and recording.kind == "run" and median(last) < 0.5 * guess
+            cap = "info" if trained or synthetic or reached else None if loss.op == "mse_loss" else mild(recording)
+            yield Measurement(value=value, op=loss.op, location=loss.span, operations=(loss.operation,), cap=cap,
                               evidence={"initial_loss": loss.value, "constant_guess": guess, "target_mean": loss.target_mean, "target_std": loss.target_std,
                                         "loss": loss.op})
 

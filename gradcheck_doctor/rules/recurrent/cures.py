@@ -11,7 +11,7 @@ REPEATS = 8            # times one weight is applied in a forward before we call
 def recurrent_operations(recording: Recording) -> list[Operation]:
     """Fused recurrent layers and hand-written recurrences (a trainable layer applied many times in one forward)."""
     fused = [o for o in recording.operations if o.category == "recurrent" and _trainable(recording, o)]
-    loops = [o for o in recording.operations if o.category in ("layer",) and o.repeats >= REPEATS and o.ordinal == 0 and _fed_back(recording, o)]
+    loops = [o for o in recording.operations if o.category in ("layer",) and _calls(recording, o) >= REPEATS and o.ordinal == 0 and _fed_back(recording, o)]
     return fused + loops
 
 
@@ -20,9 +20,16 @@ def _trainable(recording: Recording, operation: Operation) -> bool:
     return any((p := recording.parameter.get(n)) is not None and p.trainable for n in names)
 
 
+def _calls(recording: Recording, operation: Operation) -> int:
+    """How often these weights were applied in one forward, from whatever place."""
+    return sum(o.parameters == operation.parameters and o.op == operation.op for o in recording.operations) if operation.parameters else 0
+
+
 def _fed_back(recording: Recording, operation: Operation) -> bool:
     """The last call depends on the first: the same weights in a loop over time, not over independent items."""
     same = [o.index for o in recording.operations if o.parameters == operation.parameters and o.op == operation.op]
+    if len(same) < 2:
+        return False
     seen, stack = {same[-1]}, [same[-1]]
     while stack:
         for producer in recording.operations[stack.pop()].producers:

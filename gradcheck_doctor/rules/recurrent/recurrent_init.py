@@ -6,6 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.recurrent.cures import recurrent_operations
 
 
 class RecurrentInit(Rule):
@@ -30,7 +31,7 @@ class RecurrentInit(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for record in recording.parameters:
-            if record.spectral_radius is None or record.trained:
+            if record.spectral_radius is None or record.trained or not _recurs(recording, record):
                 continue
             yield self._judge(recording, record)
 
@@ -47,3 +48,10 @@ class RecurrentInit(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("initialise", "Orthogonal initialisation of the recurrent weights", safety="safe", kind="init", modules=(m.module,),
                              span=m.location, arguments={"scheme": "orthogonal", "parameter": m.evidence["parameter"]}),)
+
+
+def _recurs(recording: Recording, record: ParameterRecord) -> bool:
+    """The matrix carries the state from one time step to the next."""
+    if record.role.startswith("weight_hh"):
+        return True
+    return any(record.name in o.parameters for o in recurrent_operations(recording) if o.category == "layer")

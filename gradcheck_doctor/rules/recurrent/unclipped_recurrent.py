@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, location, progress
+from gradcheck_doctor.rules.flow import learned, location
 from gradcheck_doctor.rules.gradients.gradient_spike import spikes_of
 from gradcheck_doctor.rules.recurrent.cures import clip, clips, length, recurrent_operations
 
@@ -37,9 +38,9 @@ class UnclippedRecurrent(Rule):
         norms = [s.grad_norm for s in recording.steps if s.grad_norm is not None]
         spikes = spikes_of(norms)
         factor = max((f for _, f in spikes), default=1.0)
-        gone = progress(recording)
-        if recording.kind == "run" and factor < 10 and gone is not None and gone < 0.05 and norms and max(norms) > 100 * sorted(norms)[len(norms) // 10]:
-            factor = max(norms) / max(sorted(norms)[len(norms) // 10], 1e-30)
+        finite = sorted(n for n in norms if math.isfinite(n))
+        if recording.kind == "run" and not learned(recording) and len(finite) >= 20 and finite[len(finite) // 2] > 0:
+            factor = max(factor, finite[-1] / finite[len(finite) // 2])     # a blow in the first steps has no 20 before it
         record = recording.optimizers[0] if recording.optimizers else None
         place = record.stepped if record is not None and record.stepped is not None else location(recording, cells[0])
         yield Measurement(value=factor, module=cells[0].module, modules=tuple(dict.fromkeys(o.module for o in cells)), op=cells[0].op, location=place,

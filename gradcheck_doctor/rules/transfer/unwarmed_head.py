@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned
+from gradcheck_doctor.rules.flow import learned, phase_start
 
 
 class UnwarmedHead(Rule):
@@ -31,13 +31,16 @@ class UnwarmedHead(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         weights = [p for p in recording.parameters if len(p.shape) >= 2 and p.trainable]
-        old, new = [p for p in weights if p.trained], [p for p in weights if not p.trained]
-        rates = {g.lr for o in recording.optimizers for g in o.groups}
+        begin, seen = phase_start(recording), recording.notes.get("first_seen", {})
+        new = [p for p in weights if not p.trained and seen.get(p.name, 0) >= begin]
+        old = [p for p in weights if p not in new]
+        rates = {g.lr for o in recording.optimizers[-1:] for g in o.groups}
         if not old or not new or len(rates) != 1:
             return
-        early = [r.update_ratio for p in old for r in recording.parameter_steps.get(p.name, ())[:10] if r.update_ratio is not None]
+        early = [r.update_ratio for p in old for r in [r for r in recording.parameter_steps.get(p.name, ()) if r.step >= begin][:10]
+                 if r.update_ratio is not None]
         if early:
-            record = recording.optimizers[0]
+            record = recording.optimizers[-1]
             yield Measurement(value=max(early), module=old[0].module, modules=tuple(dict.fromkeys(p.module for p in old)), location=record.built,
                               cap="info" if learned(recording) else None, evidence={"update_ratio": max(early), "lr": next(iter(rates)), "new": [p.module for p in new]})
 
