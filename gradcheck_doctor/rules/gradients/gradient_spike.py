@@ -35,8 +35,11 @@ class GradientSpike(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         begin, broken = phase_start(recording), first_nonfinite(recording)
+        first = recording.steps[-1].optimizer if recording.steps else 0         # each optimizer's own norms; the last one's phase
         norms = [(s.step, s.grad_norm) for s in recording.steps
-                 if s.grad_norm is not None and s.step >= begin and (broken is None or s.step < broken)]
+                 if s.grad_norm is not None and s.step >= begin and s.optimizer == first and (broken is None or s.step < broken)]
+        if len(recording.optimizers) > 1 and not begin:
+            return                                                              # adversarial players: their norms jump by design
         spikes = spikes_of([n for _, n in norms])
         ended = broken is not None and bool(spikes)
         if not ended and (len(norms) < 2 * WINDOW or len(spikes) < 2):

@@ -42,7 +42,7 @@ class LearningRateTooHigh(Rule):
         chosen = largest_lr(recording)
         begin, broken = phase_start(recording), first_nonfinite(recording)
         ratios = update_ratios(recording, first=begin, last=broken)
-        if chosen is None or len(ratios) < 2 or recording.total_steps < 10:
+        if chosen is None or len(ratios) < 5 or recording.total_steps < 10:
             return
         lr, record = chosen
         finite = [r for r in ratios if math.isfinite(r)]
