@@ -1,0 +1,15 @@
+"""A network that does not learn: twenty ReLU layers with PyTorch's default initialisation."""
+import torch
+from torch import nn
+
+
+def build_model(depth=20, width=64):
+    layers = [nn.Linear(32, width), nn.ReLU()]
+    for _ in range(depth - 2):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+generator = torch.Generator().manual_seed(0)
+example_inputs = (torch.randn(128, 32, generator=generator), torch.randint(0, 10, (128,), generator=generator))
+loss_fn = nn.CrossEntropyLoss()
