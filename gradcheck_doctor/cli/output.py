@@ -1,0 +1,65 @@
+"""Filtering, writing and the exit status."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import click
+
+from gradcheck_doctor import baseline
+from gradcheck_doctor.cli.options import Shared
+from gradcheck_doctor.errors import ConfigError
+from gradcheck_doctor.records.findings import SEVERITIES, ReportData
+from gradcheck_doctor.report.render import RuleInfo, Style, format_of, render
+from gradcheck_doctor.rules.registry import rules
+
+
+def deliver(reports: Sequence[ReportData], shared: Shared) -> int:
+    """Write the reports and return the exit status."""
+    if shared.write_baseline:
+        baseline.write(shared.write_baseline, [f for r in reports for f in r.findings])
+    reports = [_filtered(r, shared) for r in reports]
+    status = exit_status(reports, shared)
+    chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
+    lowest = SEVERITIES.index(shared.config.severity)
+    shown = [replace(r, findings=tuple(f for f in r.findings if SEVERITIES.index(f.severity) >= lowest)) for r in reports]
+    style = Style({r.code: RuleInfo(r.code, r.name, r.summary, r.page()) for r in rules()}, verbose=shared.verbose, quiet=shared.quiet,
+                  colour=_coloured(shared))
+    write(render(shown, chosen, style), shared.output)
+    return status
+
+
+def write(text: str, output: str | None) -> None:
+    """To a file, or to stdout."""
+    if output is None:
+        click.echo(text, color=True)
+        return
+    try:
+        with open(output, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+def _filtered(report: ReportData, shared: Shared) -> ReportData:
+    if not shared.config.baseline:
+        return report
+    known = baseline.read(shared.config.baseline)
+    kept = tuple(f for f in report.findings if f.fingerprint not in known)
+    return replace(report, findings=kept, suppressed=report.suppressed + len(report.findings) - len(kept))
+
+
+def exit_status(reports: Sequence[ReportData], shared: Shared) -> int:
+    """0, or 1 when a finding is at or above --fail-on."""
+    if shared.exit_zero or shared.config.fail_on == "never":
+        return 0
+    lowest = SEVERITIES.index(shared.config.fail_on)
+    return int(any(SEVERITIES.index(f.severity) >= lowest for r in reports for f in r.findings))
+
+
+def _coloured(shared: Shared) -> bool:
+    if shared.color != "auto":
+        return shared.color == "always"
+    return shared.output is None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

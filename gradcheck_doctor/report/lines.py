@@ -1,0 +1,76 @@
+"""Formats of one line a finding: concise, GitHub annotations, markdown."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradcheck_doctor.records.codec import relative
+from gradcheck_doctor.records.findings import Finding, ReportData
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.report.render import Style
+
+LIMIT = 10             # annotations of one level that GitHub shows a step
+LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
+
+
+def concise(reports: Sequence[ReportData], style: Style) -> str:
+    """`file:line:col: CODE message`, then how many."""
+    found = [f for r in reports for f in r.findings]
+    lines = [f"{_where(f, r)}: {f.code} {f.message}" for r in reports for f in r.findings]
+    return "\n".join([*lines, f"Found {len(found)} finding{'s' if len(found) != 1 else ''}." if found else "No findings."])
+
+
+def _where(finding: Finding, report: ReportData) -> str:
+    place = finding.location
+    return f"{relative(place.file)}:{place.line}:{place.column}" if place is not None else report.target
+
+
+def github(reports: Sequence[ReportData], style: Style) -> str:
+    """Workflow commands; the gravest first, since GitHub shows ten of each level a step."""
+    found = [(f, r) for r in reports for f in r.findings]
+    lines, left = [], 0
+    for severity, level in LEVELS.items():
+        chosen = [(f, r) for f, r in found if f.severity == severity]
+        lines += [_annotation(level, f, r) for f, r in chosen[:LIMIT]]
+        left += max(0, len(chosen) - LIMIT)
+    if left:
+        lines.append(f"::notice title=gradcheck-doctor::{left} more findings, see the whole report")
+    return "\n".join(lines)
+
+
+def _annotation(level: str, finding: Finding, report: ReportData) -> str:
+    properties = [f"title={_escaped(f'{finding.code} {finding.rule}', True)}"]
+    if finding.location is not None:
+        place = finding.location
+        properties += [f"file={_escaped(relative(place.file), True)}", f"line={place.line}", f"col={place.column}"]
+        if place.end_line:
+            properties.append(f"endLine={place.end_line}")
+        if place.end_column and place.end_line in (None, place.line):
+            properties.append(f"endColumn={place.end_column}")
+    advice = "".join(f"\ntry: {f.prescription.title}" for f in finding.fixes[:1])
+    where = f"{finding.module}: " if finding.module else ""
+    return f"::{level} {','.join(properties)}::{_escaped(where + finding.message + advice, False)}"
+
+
+def _escaped(text: str, is_property: bool) -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace(":", "%3A").replace(",", "%2C") if is_property else text
+
+
+def markdown(reports: Sequence[ReportData], style: Style) -> str:
+    """Tables for a step summary or a merge request."""
+    return "\n\n".join(_markdown(r) for r in reports)
+
+
+def _markdown(report: ReportData) -> str:
+    head = f"## {report.target}: {report.verdict}\n\n{report.count('error')} errors, {report.count('warning')} warnings, {report.count('info')} info"
+    if not report.findings:
+        return head
+    rows = [f"| {f.severity} | `{f.code}` {f.rule} | {_cell(f.module)} | {_cell(_where(f, report))} | {_cell(f.message)} | "
+            f"{_cell('; '.join(x.prescription.title for x in f.fixes[:2]))} |" for f in report.findings]
+    return "\n".join([head, "", "| severity | rule | module | where | what | cure |", "|---|---|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,134 @@
+"""The report for a terminal: verdict, findings with their source lines, the layer table with a bar of the gradient."""
+from __future__ import annotations
+
+import linecache
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from gradcheck_doctor.records.codec import relative
+from gradcheck_doctor.records.findings import Finding, LayerRow, ReportData
+from gradcheck_doctor.records.sites import Span
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.report.render import Style
+
+COLOURS = {"error": "31;1", "warning": "33;1", "info": "36", "healthy": "32;1", "watch": "33;1", "sick": "31;1", "dim": "2", "bold": "1"}
+ROWS = 40              # of the layer table, unless verbose
+BAR = "▁▂▃▄▅▆▇█"
+
+
+def paint(text: str, colour: str, style: Style) -> str:
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if style.colour else text
+
+
+def text(report: ReportData, style: Style) -> str:
+    """The whole report; findings only when `style.quiet`."""
+    parts = [_headline(report, style)]
+    explained = {fp for f in report.findings for fp in f.related}
+    by_print = {f.fingerprint: f for f in report.findings}
+    shown = [f for f in report.findings if f.fingerprint not in explained]
+    parts += [_finding(f, [by_print[fp] for fp in f.related if fp in by_print], style) for f in shown]
+    if not style.quiet:
+        if report.layers and report.findings or style.verbose:
+            parts.append(_table(report.layers, style))
+        parts.append(_probe(report, style))
+    parts.append(_summary(report, style))
+    return "\n\n".join(p for p in parts if p)
+
+
+def _headline(report: ReportData, style: Style) -> str:
+    model = report.model
+    what = f"{model.get('class') or 'model'}, {model.get('parameters', 0):,} parameters, {model.get('dtype')} on {model.get('device')}"
+    root = next((f for f in report.findings if f.severity != "info"), None)
+    cause = f": {root.rule}" if root is not None else ""
+    return f"{paint(report.target, 'bold', style)}  {paint(report.verdict + cause, report.verdict, style)}\n{paint(what, 'dim', style)}"
+
+
+def _finding(finding: Finding, symptoms: Sequence[Finding], style: Style) -> str:
+    place = _place(finding.location)
+    where = " ".join(x for x in (finding.module or finding.op, f"({place})" if place else "") if x)
+    lines = [f"{paint(f'{finding.code} {finding.rule}', 'bold', style)}  {paint(finding.severity, finding.severity, style)}  {where}".rstrip(),
+             f"    {finding.message}"]
+    lines += _excerpt(finding.location, style)
+    tries = [f"{f.prescription.title} [{f.prescription.safety}]" for f in finding.fixes]
+    if tries:
+        lines.append(f"    try: {'; or '.join(tries)}")
+    if symptoms:
+        names: dict[str, int] = {}
+        for s in symptoms:
+            names[f"{s.code} {s.rule}"] = names.get(f"{s.code} {s.rule}", 0) + 1
+        listed = ", ".join(n if k == 1 else f"{n} ({k} times)" for n, k in names.items())
+        lines.append(paint(f"    explains: {listed}", "dim", style))
+        if style.verbose:
+            lines += [paint(f"      {s.code} {s.module}: {s.message}", "dim", style) for s in symptoms]
+    return "\n".join(lines)
+
+
+def _place(span: Span | None) -> str:
+    return "" if span is None else f"{relative(span.file)}:{span.line}:{span.column}"
+
+
+def _excerpt(span: Span | None, style: Style) -> list[str]:
+    """The source line with the expression underlined."""
+    line = linecache.getline(span.file, span.line).rstrip("\n") if span is not None else ""
+    if span is None or not line.strip():
+        return []
+    end = span.end_column if span.end_line in (None, span.line) and span.end_column else len(line) + 1
+    width = max(1, min(end, len(line) + 1) - span.column)
+    number = str(span.line)
+    return [f"    {paint(number + ' |', 'dim', style)} {line.expandtabs(1)}",
+            f"    {' ' * len(number)} {paint('|', 'dim', style)} {' ' * (span.column - 1)}{paint('^' * width, 'warning', style)}"]
+
+
+def gradient_bars(layers: Sequence[LayerRow]) -> Mapping[int, str]:
+    """A bar for each layer on the spine: its gradient on a log scale from the smallest (at least 1e-6 of the largest) to the largest."""
+    sizes = {row.order: row.gradient["norm"] for row in layers if row.on_spine and 0 < row.gradient.get("norm", 0.0) < math.inf}
+    if not sizes:
+        return {}
+    top = max(sizes.values())
+    bottom = max(min(sizes.values()), top * 1e-6)
+    span = max(math.log10(top / bottom), 2.0)
+    return {order: BAR[max(0, round((1 + math.log10(size / top) / span) * (len(BAR) - 1)))] for order, size in sizes.items()}
+
+
+def _table(layers: Sequence[LayerRow], style: Style) -> str:
+    bars = gradient_bars(layers)
+    rows = [[row.module or "(root)", row.op, _weight(row), _number(row.forward.get("std")), _number(row.gradient.get("norm")), bars.get(row.order, ""),
+             row.verdict] for row in layers]
+    left_out = ""
+    if len(rows) > ROWS and not style.verbose:
+        left_out = f"\n... {len(rows) - ROWS} more rows (--verbose shows all)"
+        rows = rows[: ROWS // 2] + [["..."] + [""] * 6] + rows[-ROWS // 2:]
+    return tabulate(rows, headers=["layer", "op", "weights (gain)", "std", "gradient", "", "findings"], tablefmt="simple", disable_numparse=True) + left_out
+
+
+def _weight(row: LayerRow) -> str:
+    if not row.weight:
+        return ""
+    scheme = str(row.weight.get("scheme", "")).replace(" (kaiming_uniform a=sqrt(5))", "")
+    gain = row.weight.get("gain")
+    return f"{scheme} ({gain:.2f})" if isinstance(gain, float) else scheme
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _probe(report: ReportData, style: Style) -> str:
+    chosen = [f"{name}: {value}" for name, value in report.probe.items() if value not in (None, "") and name != "torch"]
+    spots: dict[str, list[str]] = {}
+    for spot in report.blind_spots:
+        spots.setdefault(spot.reason, []).append(spot.module or "(root)")
+    seen = [f"not observed: {', '.join(m[:6])}{' ...' if len(m) > 6 else ''}: {reason}" for reason, m in spots.items()]
+    return "\n".join(paint(line, "dim", style) for line in [*(["probe  " + "; ".join(chosen)] if chosen else []), *seen])
+
+
+def _summary(report: ReportData, style: Style) -> str:
+    counts = [f"{report.count(s)} {s}{'s' if report.count(s) != 1 and s != 'info' else ''}" for s in ("error", "warning", "info") if report.count(s)]
+    hidden = f"; {report.suppressed} suppressed" if report.suppressed else ""
+    if not counts:
+        return paint("no findings", "healthy", style) + hidden
+    return ", ".join(counts) + hidden
