@@ -77,7 +77,7 @@ def _config(table: Mapping[str, Any], where: str) -> Config:
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
-    kind = next(f.default if f.default_factory is not dict else {} for f in fields(Config) if f.name == name)
+    kind: Any = next(f.default if f.default_factory is not dict else {} for f in fields(Config) if f.name == name)
     if isinstance(kind, tuple):
         if isinstance(value, str) or not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise ConfigError(f"{where}: {name.replace('_', '-')} must be a list of strings, not {value!r}")

@@ -39,7 +39,7 @@ def built_spans(observer: Observer, names: Mapping[int, list[str]], modules: Map
         return {}
     by_name = {names[key][0]: module for key, module in modules.items()}
     found: dict[int, Span] = {}
-    for key, module in modules.items():
+    for key in modules:
         path = names[key][0]
         while True:
             owner = by_name.get(path)

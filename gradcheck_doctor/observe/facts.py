@@ -70,5 +70,5 @@ class Facts:
                          "built": log.spans.get(module) if log is not None else None,
                          "parameters": [n for n, p in module.named_parameters() if p.requires_grad]}
                         for key, module in observer.roots.orphans.items()],
-            "loaded": [{"module": names.get(id(m), ""), **{k: v for k, v in f.items()}} for m, f in log.loaded.items()] if log is not None else [],
+            "loaded": [{"module": names.get(id(m), ""), **f} for m, f in log.loaded.items()] if log is not None else [],
             "torch": torch.__version__}

@@ -40,13 +40,16 @@ _ALIASES = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__add__": "add", "
             "concatenate": "cat", "rmatmul": "matmul", "fill_diagonal": "fill", "special_log_softmax": "log_softmax",
             "special_softmax": "softmax"}
 #: Calls that make no value worth a node of the graph.
-_IGNORED = frozenset(
-    "size dim ndimension numel nelement stride storage_offset data_ptr item tolist numpy requires_grad_ retain_grad register_hook is_floating_point "
-    "is_complex is_contiguous element_size get_device storage untyped_storage __len__ __bool__ __int__ __float__ __index__ __format__ __repr__ "
-    "__hash__ __contains__ __iter__ __array__ __deepcopy__ __reduce_ex__ is_set_to is_same_size type_ share_memory_ backward zero_ "
-    "__set__ __delete__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge isnan isinf isfinite equal allclose argmax argmin "
-    "is_shared is_pinned has_names names refine_names has_torch_function dtype new_zeros new_ones new_empty new_full new_tensor zeros_like "
-    "ones_like empty_like full_like rand_like randn_like randint_like broadcast_tensors result_type bool long int".split())
+_IGNORED = frozenset({
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "data_ptr", "item", "tolist", "numpy", "requires_grad_",
+    "retain_grad", "register_hook", "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "storage",
+    "untyped_storage", "__len__", "__bool__", "__int__", "__float__", "__index__", "__format__", "__repr__", "__hash__", "__contains__",
+    "__iter__", "__array__", "__deepcopy__", "__reduce_ex__", "is_set_to", "is_same_size", "type_", "share_memory_", "backward", "zero_",
+    "__set__", "__delete__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf",
+    "isfinite", "equal", "allclose", "argmax", "argmin", "is_shared", "is_pinned", "has_names", "names", "refine_names", "has_torch_function",
+    "dtype", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+    "randn_like", "randint_like", "broadcast_tensors", "result_type", "bool", "long", "int",
+})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,9 +96,7 @@ def plain_attributes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     names = parameters_of(func)
     found = {}
     for index, value in enumerate(args):
-        if isinstance(value, (bool, int, float, str)):
-            found[names[index] if index < len(names) else f"arg{index}"] = value
-        elif isinstance(value, tuple) and len(value) <= 8 and all(isinstance(v, (int, float)) for v in value):
+        if isinstance(value, (bool, int, float, str)) or isinstance(value, tuple) and len(value) <= 8 and all(isinstance(v, (int, float)) for v in value):
             found[names[index] if index < len(names) else f"arg{index}"] = value
     found.update({k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))})
     return found

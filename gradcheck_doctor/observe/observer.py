@@ -155,7 +155,7 @@ class Observer(TorchFunctionMode):
 
     def _watching(self) -> bool:
         return (self._here() and torch.is_grad_enabled() and not self.backward_seen and not torch.compiler.is_compiling()
-                and torch._C._functorch.peek_interpreter_stack() is None and not torch.jit.is_tracing())
+                and torch._C._functorch.peek_interpreter_stack() is None and torch._C._get_tracing_state() is None)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
@@ -345,7 +345,7 @@ class _modes_lifted:
     """While open, the user's function modes are off the stack; afterwards they are back on top of whatever was pushed."""
 
     def __enter__(self) -> None:
-        from torch.overrides import _len_torch_function_stack, _pop_mode
+        from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
         self.lifted = [_pop_mode() for _ in range(_len_torch_function_stack())]
 
     def __exit__(self, *_: object) -> None:
@@ -356,7 +356,7 @@ class _modes_lifted:
 
 def _drop_mode(ours: TorchFunctionMode) -> None:
     """Take our mode off the stack, wherever in it it is, and leave the others in their order."""
-    from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
+    from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode  # type: ignore[attr-defined]
     others = [mode for mode in (_pop_mode() for _ in range(_len_torch_function_stack())) if mode is not ours]
     for mode in reversed(others):
         _push_mode(mode)

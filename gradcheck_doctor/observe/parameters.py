@@ -40,6 +40,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
         absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=_rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
+
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value), gate_bias=_gate_bias(kind, role, value))
 
 

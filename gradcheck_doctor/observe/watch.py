@@ -124,7 +124,7 @@ class Monitor:
             self._light_backward(tensor)
             return result
 
-        Tensor.backward = backward  # type: ignore[method-assign]
+        Tensor.backward = backward  # type: ignore[method-assign, assignment]
 
     # -- windows --------------------------------------------------------------------------------------------------------------------
     def _open_window(self) -> None:
@@ -162,7 +162,7 @@ class Monitor:
                 start = time.perf_counter()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
                 if gradients and not hasattr(gradients[0], "to_local"):
-                    self._light = torch._foreach_norm(gradients)
+                    self._light = list(torch._foreach_norm(gradients))
                 self.schedule.spent += time.perf_counter() - start
         except Exception as error:
             self.observer._fail(error)

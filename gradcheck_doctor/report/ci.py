@@ -20,6 +20,7 @@ RDJSON = {"error": "ERROR", "warning": "WARNING", "info": "INFO"}
 def gitlab(reports: Sequence[ReportData], style: Style) -> str:
     """Code quality report: an array, one fingerprint a finding."""
     rows = [{"description": f"{f.code}: {f.message}", "check_name": f.rule, "fingerprint": f.fingerprint, "severity": GITLAB[f.severity],
+
              "location": {"path": relative(f.location.file) if f.location else r.target.partition(":")[0], "lines": {"begin": f.location.line if f.location else 1}}}
             for r in reports for f in r.findings]
     return json.dumps(rows, indent=1, ensure_ascii=False)
@@ -51,7 +52,8 @@ def rdjson(reports: Sequence[ReportData], style: Style) -> str:
 def _diagnostic(finding: Finding) -> dict[str, Any]:
     assert finding.location is not None
     row: dict[str, Any] = {"message": finding.message, "severity": RDJSON[finding.severity], "code": {"value": finding.code},
-                           "location": {"path": relative(finding.location.file), "range": _range(finding.location)}}
+
+             "location": {"path": relative(finding.location.file), "range": _range(finding.location)}}
     suggestions = [{"range": _range(e.span), "text": e.text} for fix in finding.fixes[:1] for e in fix.edits]
     if suggestions:
         row["suggestions"] = suggestions

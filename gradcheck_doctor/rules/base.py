@@ -83,7 +83,9 @@ class Rule(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]                       # one line, for `doctor rule`
     threshold: ClassVar[Threshold]
-    order: ClassVar[int] = 500                   # causal order: smaller is nearer to the root (100 output and loss, 200 data, 300 init, 400 dead and activation, 450 structure, 500 optimizer, 600 flow, 700 symptoms over time)
+    #: Causal order, smaller is nearer to the root: 100 output and loss, 200 data, 300 init, 400 activations, 450 structure and optimizer,
+    #: 600 flow, 700 symptoms over time.
+    order: ClassVar[int] = 500
     explains: ClassVar[tuple[str, ...]] = ()     # codes whose findings are symptoms of this one when both are found
     weak: ClassVar[bool] = False                 # counts only where nothing else explains the trouble: beside a cause it is info
     kinds: ClassVar[tuple[str, ...]] = ("audit", "run")

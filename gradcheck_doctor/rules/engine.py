@@ -48,7 +48,8 @@ def _active(config: Any, select: tuple[str, ...], ignore: tuple[str, ...]) -> tu
 
 
 def _threshold(rule: type[Rule], changed: Mapping[str, float] | None) -> Threshold | None:
-    return replace(rule.threshold, **changed) if changed else None
+    values: dict[str, Any] = dict(changed or {})
+    return replace(rule.threshold, **values) if values else None
 
 
 def _unique(found: list[Finding]) -> list[Finding]:

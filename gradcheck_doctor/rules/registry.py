@@ -34,8 +34,10 @@ def rules() -> tuple[type[Rule], ...]:
 
 def _collect(module: object, found: dict[str, type[Rule]]) -> None:
     for value in vars(module).values():
-        if inspect.isclass(value) and issubclass(value, Rule) and not inspect.isabstract(value) and hasattr(value, "code"):
-            found[value.code] = value
+        if isinstance(value, type) and issubclass(value, Rule) and not inspect.isabstract(value):
+            rule: type[Rule] = value
+            if hasattr(rule, "code"):
+                found[rule.code] = rule
 
 
 def find(code_or_name: str) -> type[Rule]:

@@ -98,7 +98,7 @@ def _first_layers(model: nn.Module) -> list[nn.Module]:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding, nn.EmbeddingBag,
              nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.modules.batchnorm._BatchNorm,
              nn.LayerNorm, nn.Bilinear)
-    layers = [m for m in model.modules() if isinstance(m, kinds)]
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, kinds)]
     return layers[:6] + [m for m in layers[6:] if isinstance(m, (nn.Embedding, nn.Conv2d))][:2]
 
 
@@ -157,7 +157,7 @@ def _hugging_face(model: nn.Module, seed: int) -> dict[str, Any] | None:
         return None
     generator = torch.Generator().manual_seed(seed)
     names = set(inspect.signature(model.forward).parameters)
-    main = model.main_input_name
+    main = str(model.main_input_name)
     batch, length = 4, min(16, getattr(config, "max_position_embeddings", None) or 16)
     inputs: dict[str, Any] = {}
     if main == "pixel_values":

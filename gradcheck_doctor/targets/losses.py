@@ -45,7 +45,7 @@ def cotangent_loss(output: Any, seed: int) -> Tensor:
 def call(model: nn.Module, inputs: Any) -> Any:
     """Forward on a batch: a tensor, a tuple of positional inputs, a dict of keyword inputs."""
     if isinstance(inputs, dict) or hasattr(inputs, "keys") and hasattr(inputs, "__getitem__"):
-        return model(**{k: inputs[k] for k in inputs.keys()})
+        return model(**{k: inputs[k] for k in inputs})
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)

@@ -46,7 +46,7 @@ def shapes(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(shapes(v) for v in value) + ")"
     if hasattr(value, "keys"):
-        return "{" + ", ".join(f"{k}: {shapes(value[k])}" for k in value.keys()) + "}"
+        return "{" + ", ".join(f"{k}: {shapes(value[k])}" for k in value) + "}"
     return type(value).__name__
 
 

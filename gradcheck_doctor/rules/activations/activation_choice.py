@@ -20,7 +20,8 @@ class ActivationChoice(Rule):
     layers, 0.011 at four, 6e-4 at six). SELU, then ELU, leaky ReLU, ReLU, tanh, logistic is Géron's order for plain stacks; the advice here
     is ReLU or SELU by what the model is (sequential, dense), ELU or leaky ReLU where self-normalisation is impossible.
 
-    When it is harmless: convolutions are left to missing-normalization, whose cure they need; gates, attention, squeeze and excitation, networks that need smoothness (PINNs), heads, a run that learns.
+    When it is harmless: convolutions are left to missing-normalization, whose cure they need; gates,
+    attention, squeeze and excitation, networks that need smoothness (PINNs), heads, a run that learns.
 
     Sources: Géron, ch. 11; Glorot and Bengio 2010; measured in this project.
     """
@@ -44,9 +45,11 @@ class ActivationChoice(Rule):
             yield self._judge(recording, run, hidden, ratio)
 
     def _judge(self, recording: Recording, run: Run, hidden: list[Operation], ratio: float) -> Measurement:
-        return Measurement(value=ratio, module=hidden[0].module, modules=tuple(dict.fromkeys(a.module for a in hidden)), op=hidden[0].op,
+        return Measurement(value=ratio, module=hidden[0].module,
+                           modules=tuple(dict.fromkeys(a.module for a in hidden)), op=hidden[0].op,
                            location=location(recording, hidden[0]), operations=tuple(a.index for a in hidden) + run.indices,
-                           cap="info" if any(o.op.startswith("conv") for o in run.layers) else mild(recording), evidence={"gradient_ratio": ratio, "layers": len(hidden), "activation": hidden[0].op})
+                           cap="info" if any(o.op.startswith("conv") for o in run.layers) else mild(recording),
+                           evidence={"gradient_ratio": ratio, "layers": len(hidden), "activation": hidden[0].op})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence

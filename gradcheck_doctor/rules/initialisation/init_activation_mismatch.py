@@ -61,9 +61,9 @@ class InitActivationMismatch(Rule):
         fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
         selu = act == "selu" and abs(worst) >= 1.0
         cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild(recording)
-        first = run.layers[0]
+        first, middle = run.layers[0], weights[len(weights) // 2]
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
-                    "layers": len(run.layers), "activation": act, "scheme": weights[len(weights) // 2].scheme if weights[len(weights) // 2] else "",
+                    "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",
                     "right": TITLE[scheme], "decades": worst}
         return Measurement(value=0.0 if fits and abs(worst) < 2 else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
                            module=first.module, modules=run.modules, op=first.op, location=location(recording, run.layers[len(run.layers) // 2]),

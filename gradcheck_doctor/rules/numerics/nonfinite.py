@@ -111,7 +111,7 @@ class NonfiniteLoss(Rule):
         single = [x for x in recording.losses if x.value is not None and not math.isfinite(x.value)]
         if not broken and not single:
             return
-        loss = (single or list(recording.losses) or [None])[0]
+        loss = next(iter([*single, *recording.losses]), None)
         place = loss.span if loss is not None and loss.span is not None else next((e.span for e in recording.events_of("backward")), None)
         yield Measurement(value=float(len(broken) or 1), location=place, op=loss.op if loss is not None else "",
                           evidence={"step": broken[0] if broken else 0, "count": len(broken) or 1})

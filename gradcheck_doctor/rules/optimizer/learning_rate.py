@@ -51,7 +51,8 @@ class LearningRateTooHigh(Rule):
         value = max(median(finite), first / 3) if finite else math.inf
         gone = progress(recording)
         hurt = learned(recording) is False and (gone is None or gone < 0.5 or dead_share(recording) > 0.5)
-        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info", order=474 if early and median(early) >= 3e-2 else None,
+        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",
+                          order=474 if early and median(early) >= 3e-2 else None,
                           evidence={"update_ratio": value, "first_updates": first, "lr": lr, "loss_fell": gone, "optimizer": record.name})
 
     def message(self, m: Measurement) -> str:

@@ -69,7 +69,7 @@ def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str
         if op == "log_softmax":
             return 1.0, "log_softmax in front of cross_entropy is done twice; harmless, but one is enough", "remove-output-activation"
         if loss.classes == 1:
-            return 2.0, "cross_entropy over a single class is always 0; a single score needs binary_cross_entropy_with_logits", "binary_cross_entropy_with_logits"
+            return 2.0, "cross_entropy over a single class is always 0; a single score needs a binary loss", "binary_cross_entropy_with_logits"
     if loss.op == "binary_cross_entropy_with_logits" and op in (*PROBABILITIES, "log_softmax", "logsigmoid"):
         return 2.0, f"{op} in front of binary_cross_entropy_with_logits, which applies the sigmoid itself", "remove-output-activation"
     if loss.op == "binary_cross_entropy" and op not in PROBABILITIES and low is not None and high is not None and (low < 0 or high > 1):

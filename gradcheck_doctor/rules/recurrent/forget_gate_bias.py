@@ -29,12 +29,10 @@ class ForgetGateBias(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         sums: dict[tuple[str, str], list[float]] = {}
-        spans = {}
         for record in recording.parameters:
             if record.gate_bias is not None and not record.trained:
                 key = (record.module, record.role.partition("_l")[2])
                 sums.setdefault(key, []).append(record.gate_bias)
-                spans[key] = spans.get(key) or record.init_span
         worst = min(sums, key=lambda k: sum(sums[k]), default=None)
         if worst is None:
             return
