@@ -293,7 +293,7 @@ class Observer(TorchFunctionMode):
 
     def _measure(self, node: Node, values: list[Tensor]) -> None:
         value = values[0]
-        if value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
+        if value.numel() == 0 or value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
             return
         if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
             value = value.as_subclass(Tensor)

@@ -101,8 +101,8 @@ def _feeder(recording: Recording, layer: Operation) -> tuple[Operation | None, O
     while True:
         assert current is not None
         current = back(recording, current, TRANSPARENT | {"pool"})
-        if current is None:
-            return None, seen
+        if current is None or len(recording.consumers[current.index]) > 1:
+            return None, seen                             # the value also goes elsewhere: a skip starts here
         if current.category == "activation" and phi(current) is not None:
             seen = seen or current
             continue

@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from typing import TypeGuard
 
 from gradcheck_doctor.errors import UnknownRule
 from gradcheck_doctor.rules.base import Rule
@@ -25,19 +26,22 @@ def rules() -> tuple[type[Rule], ...]:
             _collect(importlib.import_module(info.name), found)
     for point in entry_points(group=GROUP):
         loaded = point.load()
-        if inspect.isclass(loaded):
-            found[loaded.code] = loaded
+        if isinstance(loaded, type):
+            _collect(type("pack", (), {"rule": loaded}), found)
         else:
             _collect(loaded, found)
     return tuple(found[code] for code in sorted(found))
 
 
-def _collect(module: object, found: dict[str, type[Rule]]) -> None:
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Rule) and not inspect.isabstract(value):
-            rule: type[Rule] = value
-            if hasattr(rule, "code"):
-                found[rule.code] = rule
+def _collect(holder: object, found: dict[str, type[Rule]]) -> None:
+    """Rule classes among the attributes of a module (or class)."""
+    for value in vars(holder).values():
+        if _is_rule(value):
+            found[value.code] = value
+
+
+def _is_rule(value: object) -> TypeGuard[type[Rule]]:
+    return isinstance(value, type) and issubclass(value, Rule) and not inspect.isabstract(value) and hasattr(value, "code")
 
 
 def find(code_or_name: str) -> type[Rule]:

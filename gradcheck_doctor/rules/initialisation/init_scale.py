@@ -10,13 +10,14 @@ from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 
 FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
+EFFECT = 30.0         # factor by which signal or gradient must have changed end to end
 
 
 class InitScale(Rule):
     """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers.
 
     What it measures: variance of the weights over the variance that their activation needs, in decades (|log10|), the worst of a run of layers;
-    reported only if the signal or the gradient measured along the run left [0.1, 10] or the first loss is far off.
+    reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off.
 
     Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
 
@@ -44,15 +45,16 @@ class InitScale(Rule):
             if not decades:
                 continue
             worst = max(decades, key=abs)
-            if not any(w.scheme.startswith(FIXED) for w in hidden):
-                continue
+            branch = not all(o.on_spine for o in run.layers)
+            if not any(w.scheme.startswith(FIXED) for w in hidden) or worst < 0 and branch:
+                continue                                    # a quiet branch beside a skip is a design
             yield self._judge(recording, run, worst, act, hidden[decades.index(worst)])
 
     def _judge(self, recording: Recording, run: Run, worst: float, act: str, record: ParameterRecord) -> Measurement:
         signal = signal_ratio(recording, run.layers[0], run.layers[-1])
         gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
         saturated = max((o.units.saturated_fraction for o in run.activations if o.units is not None), default=0.0)
-        effect = any(r is not None and not 0.1 <= r <= 10 for r in (signal, gradient)) or saturated > 0.5
+        effect = any(r is not None and not 1 / EFFECT <= r <= EFFECT for r in (signal, gradient)) or saturated > 0.5
         loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
         if loss is not None and loss.value is not None and loss.classes and worst > 0:
             effect = effect or loss.value > 10 * math.log(max(loss.classes, 2))
