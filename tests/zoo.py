@@ -1,7 +1,6 @@
 """Classic networks, small, each with the initialisation of its paper or reference implementation: all of them are healthy."""
 from __future__ import annotations
 
-
 import torch
 import torch.nn.functional as F
 from torch import nn

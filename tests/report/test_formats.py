@@ -1,0 +1,54 @@
+import json
+from xml.etree import ElementTree
+
+import pytest
+from records_sample import report
+
+from gradcheck_doctor.report.render import FORMATS, Style, format_of, render
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_names_the_findings(name):
+    text = render(report(), name)
+    assert "GD102" in text
+
+
+@pytest.mark.parametrize("name", ["json", "sarif", "gitlab", "rdjson"])
+def test_json_formats_parse(name):
+    json.loads(render(report(), name))
+
+
+def test_github_annotations_are_escaped():
+    line = render(report(), "github").splitlines()[0]
+    assert line.startswith("::error title=GD102 init-activation-mismatch,file=m.py,line=3,col=5")
+    assert "%0A" in line
+
+
+def test_junit_counts_failures():
+    suite = ElementTree.fromstring(render(report(), "junit").split("\n", 1)[1]).find("testsuite")
+    assert suite.get("failures") == "2"
+
+
+def test_text_lists_symptoms_under_their_cause():
+    text = render(report(), "text")
+    assert text.index("GD102") < text.index("explains: GD301 vanishing-gradient")
+    assert "\x1b[" not in text
+    assert "\x1b[" in render(report(), "text", Style({}, colour=True))
+
+
+def test_html_asks_nobody_for_anything():
+    page = render(report(), "html")
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert "explains: GD301 vanishing-gradient" in page and "He für ReLU" in page
+
+
+def test_sarif_has_relative_uris_and_fixes():
+    run = json.loads(render(report(), "sarif"))["runs"][0]
+    result = run["results"][0]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "m.py"
+    assert result["fixes"][0]["artifactChanges"][0]["replacements"][0]["insertedContent"]["text"] == "x"
+    assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == "GD102"
+
+
+def test_format_from_the_suffix():
+    assert format_of("a/b.sarif") == "sarif" and format_of("x.md") == "markdown" and format_of("x.bin") is None

@@ -1,0 +1,104 @@
+"""Faults that show only while training, and the healthy run that stays quiet."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gradcheck_doctor as doctor
+
+
+def run(*, lr=0.1, zero=True, model=None, steps=60, optimizer=None, data=None, loss_function=F.cross_entropy):
+    torch.manual_seed(0)
+    model = model or nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    opt = optimizer(model) if optimizer else torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    x, y = data or (torch.randn(256, 8), None)
+    y = (x[:, :3]).argmax(1) if y is None else y
+    with doctor.watch(model, opt) as seen:
+        for step in range(steps):
+            i = torch.arange(32) + 32 * (step % 8)
+            if zero:
+                opt.zero_grad()
+            loss_function(model(x[i]), y[i]).backward()
+            opt.step()
+    return seen.report()
+
+
+def serious(report):
+    return [f.rule for f in report.findings if f.severity != "info"]
+
+
+def test_a_run_that_learns_is_quiet():
+    assert serious(run(steps=150)) == []
+
+
+def test_missing_zero_grad_is_the_first_finding():
+    assert serious(run(zero=False))[0] == "stale-gradient"
+
+
+def test_accumulation_is_not_stale():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    with doctor.watch(model, opt, every=1) as seen:
+        for _ in range(20):
+            opt.zero_grad()
+            for _ in range(3):
+                F.cross_entropy(model(torch.randn(8, 8)), torch.randint(0, 3, (8,))).backward()
+            opt.step()
+    assert not seen.report().has("stale-gradient")
+
+
+def test_learning_rate_a_thousand_times_too_high():
+    report = run(lr=30.0)
+    assert {"learning-rate-too-high", "dead-relu", "nonfinite-loss"} & set(serious(report))
+
+
+def test_learning_rate_far_too_low():
+    report = run(lr=1e-7)
+    assert serious(report)[0] == "learning-rate-too-low"
+
+
+def test_adam_epsilon():
+    report = run(optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3, eps=1.0))
+    assert serious(report)[0] == "adam-epsilon"
+
+
+def test_parameters_in_no_optimizer():
+    report = run(optimizer=lambda m: torch.optim.SGD(m[2:].parameters(), 1e-3))
+    assert "unoptimized-parameter" in serious(report)
+
+
+def test_clip_by_value_that_flattens_everything():
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+    opt = torch.optim.SGD(model.parameters(), 0.01)
+    with doctor.watch(model, opt, every=1) as seen:
+        for _ in range(30):
+            x = torch.randn(32, 8)
+            opt.zero_grad()
+            F.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+            nn.utils.clip_grad_value_(model.parameters(), 1e-5)
+            opt.step()
+    report = seen.report()
+    assert "clip-by-value" in serious(report)
+    assert next(f for f in report.findings if f.rule == "clip-by-value").location.file.endswith("test_training.py")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_gradients_are_unscaled(scale):
+    """The loss scale of a GradScaler does not show in the recorded gradients."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1.0)
+    with doctor.watch(model, opt, every=1) as seen:
+        for _ in range(3):
+            opt.zero_grad()
+            scaler.scale(F.mse_loss(model(torch.ones(4, 4)), torch.zeros(4, 2))).backward()
+            scaler.step(opt)
+            scaler.update()
+    recording = seen.report().recording
+    torch.manual_seed(0)
+    reference = nn.Linear(4, 2)
+    F.mse_loss(reference(torch.ones(4, 4)), torch.zeros(4, 2)).backward()
+    wanted = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm().item()
+    assert recording.steps[0].grad_norm == pytest.approx(wanted, rel=1e-3)
