@@ -87,7 +87,7 @@ def _layer_row(recording: Recording, operation: Operation, codes: list[str]) -> 
         module=operation.module, op=operation.op, order=operation.index, on_spine=operation.on_spine, location=location,
         forward=_forward(seen.forward) if seen is not None and seen.forward is not None else {},
         gradient={"norm": gradient.norm, "rms": gradient.rms} if gradient is not None else {},
-        weight={} if weight is None else {"std": weight.std, "scheme": weight.scheme, "gain": weight.gain},
+        weight={} if weight is None else {"std": weight.std, "scheme": weight.scheme, "gain": weight.gain, "init": weight.init_span},
         verdict=", ".join(dict.fromkeys(codes)))
 
 

@@ -9,6 +9,7 @@ SHARED = {"records", "theory", "errors"}
 ALLOWED = {
     "records": {"records", "errors"}, "theory": {"theory"}, "observe": SHARED | {"observe"}, "rules": SHARED | {"rules"},
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
+    "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},
 }

@@ -12,6 +12,7 @@ from gradcheck_doctor.errors import DoctorError
 
 COMMANDS = {"audit": "Probe a model with one batch and say what keeps it from training.",
             "run": "Run a training script under observation.",
+            "fix": "Turn findings into source edits that are proven to help.",
             "rule": "List the rules, or explain one.",
             "report": "Show a stored report as text, html or markdown."}
 

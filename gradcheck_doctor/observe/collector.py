@@ -84,17 +84,27 @@ class Collector:
             groups.setdefault((*sample.shape, sample.device.index or 0), []).append(index)
         result: list[list[float]] = [[] for _ in self._samples]
         for members in groups.values():
-            stacked = torch.stack([self._samples[i] for i in members]).double()           # (tensors, samples, features)
+            stacked = torch.stack([self._samples[i] for i in members])                    # (tensors, samples, features), float32
             flat = stacked.flatten(1)
             if flat.shape[1] == 0:
                 values = [[0.0] * 5 for _ in members]
             else:
-                between = stacked.var(dim=1, unbiased=False).mean(dim=1) if stacked.shape[1] > 1 else torch.full((len(members),), math.nan)
-                values = torch.stack([flat.mean(1), flat.square().mean(1), flat.var(1, unbiased=False), (flat == 0).double().mean(1),
-                                      between.to(flat)], dim=1).tolist()
+                values = _statistics(stacked, flat).tolist()
             for index, row in zip(members, values, strict=True):
                 result[index] = row
         return result
+
+
+def _statistics(stacked: Tensor, flat: Tensor) -> Tensor:
+    """Centred sums instead of torch.var, which is many times slower on a CPU."""
+    mean = flat.mean(1)
+    variance = (flat - mean.unsqueeze(1)).square_().mean(1)
+    if stacked.shape[1] > 1:
+        between = (stacked - stacked.mean(dim=1, keepdim=True)).square_().flatten(1).mean(1)
+    else:
+        between = torch.full_like(mean, math.nan)
+    zeros = (flat == 0).to(flat.dtype).mean(1)
+    return torch.stack([mean, variance + mean.square(), variance, zeros, between], dim=1)
 
 
 def _summary(count: int, row: list[float], exact: list[float], sampled: bool) -> Summary:

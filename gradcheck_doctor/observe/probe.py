@@ -15,7 +15,7 @@ from gradcheck_doctor.observe.untouched import untouched
 from gradcheck_doctor.observe.watch import Monitor
 from gradcheck_doctor.records.recording import InputRecord, ParameterStep, Recording
 
-LIMIT = 16_384         # elements sampled of each tensor: a probe looks closer than a watch
+LIMIT = 4_096          # elements sampled of each tensor: a probe looks closer than a watch
 WARM_STEPS = 3
 
 

@@ -1,0 +1,95 @@
+"""What planners know: the files, where each module was built, which optimizer steps where."""
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
+from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.tree import Tree, read
+
+Planner = Callable[["Context", Finding, Prescription], list[Edit]]
+
+
+@dataclass
+class Context:
+    """Facts of one report. `file` is the script or model file the edits default to."""
+
+    file: str
+    layers: tuple[LayerRow, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    trees: dict[str, Tree] = field(default_factory=dict)
+
+    def tree(self, file: str | None = None) -> Tree:
+        name = file or self.file
+        if name not in self.trees:
+            self.trees[name] = read(name)
+        return self.trees[name]
+
+    def rows(self, modules: tuple[str, ...]) -> list[LayerRow]:
+        """Rows of the layer table for these module paths."""
+        return [row for row in self.layers if row.module in modules]
+
+    def built(self, modules: tuple[str, ...], ops: tuple[str, ...] = ()) -> list[Span]:
+        """Distinct expressions that built (or called) these modules."""
+        spans = [row.location for row in self.rows(modules) if row.location is not None and (not ops or row.op in ops)]
+        return list(dict.fromkeys(spans))
+
+    def optimizer_call(self, tree: Tree) -> ast.Call:
+        """The (last) construction of a torch optimizer in a file.
+
+        Raises:
+            TreatmentRefused: there is none.
+        """
+        names = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Adadelta", "LBFGS")
+        calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] in names]
+        if not calls:
+            raise TreatmentRefused("no optimizer is constructed in this file")
+        return max(calls, key=lambda n: n.lineno)
+
+
+def constant(tree: Tree, node: ast.expr, value: str) -> Edit:
+    """Set the number behind an expression: a literal, or the default, assignment or argparse default that a name goes back to.
+
+    Raises:
+        TreatmentRefused: it can't be told where the number comes from.
+    """
+    if isinstance(node, (ast.Constant, ast.UnaryOp)):
+        return tree.replace(node, value)
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+    if name is not None:
+        found = _definitions(tree, name)
+        if len(found) == 1:
+            return tree.replace(found[0], value)
+    raise TreatmentRefused(f"it can't be told where {tree.source(node)!r} gets its value; set it to {value} there")
+
+
+def _definitions(tree: Tree, name: str) -> list[ast.expr]:
+    """Literal values that `name` is given: assignments, defaults of parameters, entries of dictionaries, argparse defaults."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree.root):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            arguments = node.args
+            positional = [*arguments.posonlyargs, *arguments.args]
+            pairs = [*zip(positional[len(positional) - len(arguments.defaults):], arguments.defaults, strict=True),
+                     *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+            found += [d for a, d in pairs if a.arg == name and isinstance(d, ast.Constant)]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(node.value, ast.Constant):
+                found.append(node.value)
+        elif isinstance(node, ast.Call) and tree.source(node.func).endswith("add_argument") and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and str(first.value).lstrip("-").replace("-", "_") == name:
+                found += [k.value for k in node.keywords if k.arg == "default" and isinstance(k.value, ast.Constant)]
+        elif isinstance(node, ast.keyword) and node.arg == name and isinstance(node.value, ast.Constant):
+            owner = tree.parents.get(node)
+            if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id in _local_names(tree):
+                found.append(node.value)
+    return found
+
+
+def _local_names(tree: Tree) -> set[str]:
+    return {n.name for n in ast.walk(tree.root) if isinstance(n, (ast.FunctionDef, ast.ClassDef))} | {"dict", "SimpleNamespace", "Namespace"}

@@ -1,0 +1,35 @@
+"""From findings to edits: each prescription planned, or refused with its reason."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Finding, Fix, ReportData
+from gradcheck_doctor.treatments import architecture, initialise, training
+from gradcheck_doctor.treatments.context import Context, Planner
+
+PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **architecture.PLANNERS, **initialise.PLANNERS}
+
+
+def planned(report: ReportData, file: str, *, unsafe: bool) -> Iterator[tuple[Finding, Fix]]:
+    """(finding, fix with edits or a refusal) for every serious finding, root causes first, the preferred cure first."""
+    context = Context(file, report.layers)
+    for finding in report.findings:
+        if finding.severity == "info":
+            continue
+        for fix in finding.fixes:
+            yield finding, _planned(context, finding, fix, unsafe)
+
+
+def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
+    prescription = fix.prescription
+    planner = PLANNERS.get(prescription.treatment)
+    if prescription.safety != "safe" and not unsafe:
+        return replace(fix, refusal="unsafe: it changes what the program does; --unsafe-fixes allows it")
+    if planner is None:
+        return replace(fix, refusal="no source edit is known for this; " + prescription.title)
+    try:
+        return replace(fix, edits=tuple(planner(context, finding, prescription)))
+    except TreatmentRefused as error:
+        return replace(fix, refusal=str(error))

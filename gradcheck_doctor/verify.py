@@ -1,0 +1,110 @@
+"""Proof: an edited file is run (or probed) again in a fresh process, and kept only if the figures say that it helped."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from gradcheck_doctor.records.codec import from_json
+from gradcheck_doctor.records.findings import Finding, ReportData, Verified
+
+SECONDS = 170          # for one run of a script
+LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation"})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a report looks: fewer is better, then a lower last loss."""
+
+    report: ReportData
+    errors: int
+    serious: int
+    last_loss: float
+    progress: float
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        return (self.errors, self.serious, self.last_loss)
+
+
+def judge(report: ReportData) -> Judgement:
+    """Read the figures of a report."""
+    losses = [y for _, y in report.curves.get("loss", ())]
+    finite = [v for v in losses if math.isfinite(v)]
+    size = max(1, len(losses) // 10)
+    last = median(losses[-size:]) if losses else math.nan
+    first = median(finite[: max(1, size // 2)]) if finite else math.nan
+    progress = (first - last) / abs(first) if math.isfinite(last) and math.isfinite(first) and first else -math.inf
+    return Judgement(report, report.count("error"), report.count("error") + report.count("warning"), last if math.isfinite(last) else math.inf, progress)
+
+
+def measure(text: str, file: str, *, run: bool, expression: str = "", arguments: Sequence[str] = (), options: Sequence[str] = ()) -> ReportData | None:
+    """The report of the edited text, from a fresh process; None when it crashed or did not end."""
+    with _beside(file, text) as path, tempfile.TemporaryDirectory() as scratch:
+        output = os.path.join(scratch, "report.json")
+        target = [path, *arguments] if run else [f"{path}:{expression}" if expression else path]
+        command = [sys.executable, "-m", "gradcheck_doctor", "run" if run else "audit", "--fail-on", "never", "--format", "json", "--output", output,
+                   *options, *target]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            return None
+        if done.returncode != 0 or not os.path.exists(output):
+            return None
+        data = json.loads(Path(output).read_text(encoding="utf-8"))
+        return from_json(data["reports"][0] if "reports" in data else data)
+
+
+@contextmanager
+def _beside(file: str, text: str) -> Iterator[str]:
+    """The text as a file next to the original, so that what it imports is found; removed afterwards."""
+    folder = os.path.dirname(os.path.abspath(file))
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"doctor_{Path(file).stem}_", suffix=".py", dir=folder)
+    except OSError:
+        handle, path = tempfile.mkstemp(prefix=f"doctor_{Path(file).stem}_", suffix=".py")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+        yield path
+    finally:
+        os.unlink(path)
+
+
+def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgement | None, *, run: bool) -> Verified:
+    """Improved only if the finding's own rule is quiet, no new error appeared and the loss is no worse than the untreated control's."""
+    if after is None:
+        return Verified("worse", {}, {}, "the edited file crashed or did not end")
+    figures = ({"errors": float(before.errors), "findings": float(before.serious), "last_loss": before.last_loss, "progress": before.progress},
+               {"errors": float(after.errors), "findings": float(after.serious), "last_loss": after.last_loss, "progress": after.progress})
+    still = any(f.rule == finding.rule and f.severity == "error" for f in after.report.findings)
+    known = {f.rule for f in before.report.findings if f.severity != "info"}
+    new = [f.rule for f in after.report.findings if f.severity == "error" and f.rule not in known]
+    if new:
+        return Verified("worse", *figures, f"new: {', '.join(new)}")
+    if run and before.report.curves.get("loss") and not after.report.curves.get("loss"):
+        return Verified("unmeasurable", *figures, "no loss was seen")
+    if run and not _loss_better(treatment, before, after):
+        return Verified("no-effect", *figures, f"the loss ends at {after.last_loss:.3g}, without the change at {before.last_loss:.3g}")
+    if still or after.serious > before.serious:
+        return Verified("no-effect", *figures, f"{finding.rule} is still found" if still else "more findings than before")
+    if not run and after.errors >= before.errors and after.serious >= before.serious:
+        return Verified("no-effect", *figures, "no finding fewer")
+    return Verified("improved", *figures)
+
+
+def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
+    """Clearly lower than the control's; a changed loss function is judged by the share that is gone."""
+    if treatment in LOSS_CHANGING:
+        return after.progress > max(0.3, before.progress) or before.progress > 1.0 and after.progress > 0.3
+    if not math.isfinite(before.last_loss):
+        return math.isfinite(after.last_loss)
+    return after.last_loss < before.last_loss - 0.02 * abs(before.last_loss)
