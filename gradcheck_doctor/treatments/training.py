@@ -5,6 +5,7 @@ import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.context import Context, constant
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -38,9 +39,7 @@ def learning_rate(context: Context, finding: Finding, prescription: Prescription
     return [constant(tree, given, value)]
 
 
-def _before_end(tree: Tree, node: ast.Call) -> "Span":  # noqa: UP037
-    from gradcheck_doctor.records.sites import Span
-
+def _before_end(tree: Tree, node: ast.Call) -> Span:
     whole = tree.span(node)
     column = (whole.end_column or 1) - 1
     return Span(whole.file, whole.end_line or whole.line, column, whole.end_line, column)
@@ -119,8 +118,6 @@ def _keyword(tree: Tree, node: ast.Call, text: str) -> Edit:
     if not last:
         return Edit(_before_end(tree, node), text)
     place = tree.span(max(last, key=lambda n: (n.end_lineno or 0, n.end_col_offset or 0)))
-    from gradcheck_doctor.records.sites import Span
-
     end = Span(place.file, place.end_line or place.line, place.end_column or 1, place.end_line, place.end_column)
     return Edit(end, f", {text}")
 

@@ -52,3 +52,32 @@ def test_sarif_has_relative_uris_and_fixes():
 
 def test_format_from_the_suffix():
     assert format_of("a/b.sarif") == "sarif" and format_of("x.md") == "markdown" and format_of("x.bin") is None
+
+
+def test_json_follows_the_schema_that_ships():
+    import importlib.resources
+
+    import jsonschema
+    import torch
+    from torch import nn
+
+    import gradcheck_doctor as doctor
+
+    schema = json.loads(importlib.resources.files("gradcheck_doctor.report").joinpath("schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    model = nn.Sequential(*[m for _ in range(16) for m in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 2))
+    for data in (json.loads(render(report(), "json")), doctor.audit(model, torch.randn(32, 8), steps=3).to_json()):
+        jsonschema.validate(data, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**data, "schema_version": 2}, schema)
+
+
+def test_sarif_is_read_by_an_independent_model_of_the_standard():
+    """sarif-pydantic models SARIF 2.1.0; required fields and types are checked by it, not by us."""
+    sarif_pydantic = pytest.importorskip("sarif_pydantic")
+    log = sarif_pydantic.Sarif.model_validate(json.loads(render(report(), "sarif")))
+    assert log.runs[0].results[0].rule_id == "GD102"
+    broken = json.loads(render(report(), "sarif"))
+    del broken["runs"][0]["tool"]
+    with pytest.raises(ValueError):
+        sarif_pydantic.Sarif.model_validate(broken)

@@ -1,0 +1,56 @@
+"""doctor fix on real scripts: the file that comes out trains, a second call changes nothing."""
+import pytest
+from test_command_line import HEAD, SICK, doctor
+
+LOOP = """
+torch.manual_seed(0)
+x = torch.randn(512, 8)
+y = (x[:, 0] * x[:, 1] > 0).long()
+{model}
+opt = torch.optim.SGD(model.parameters(), lr={lr}, momentum=0.9)
+for step in range(240):
+    i = torch.arange(64) + 64 * (step % 8)
+    {zero}
+    loss = nn.functional.cross_entropy(model(x[i]), y[i])
+    loss.backward()
+    opt.step()
+"""
+MODEL = "model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2){end})"
+SCRIPTS = {
+    "zero_grad": (LOOP.format(model=MODEL.format(end=""), lr=0.05, zero="pass"), "opt.zero_grad()"),
+    "learning rate": (LOOP.format(model=MODEL.format(end=""), lr=50.0, zero="opt.zero_grad()"), "lr=0."),
+    "deep": (LOOP.format(model="model = nn.Sequential(*[m for k in range(16) for m in (nn.Linear(8 if k == 0 else 32, 32), nn.ReLU())], nn.Linear(32, 2))",
+                         lr=0.02, zero="opt.zero_grad()"), "kaiming_normal_"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_sick_script_is_cured_and_stays_so(name, tmp_path):
+    text, expected = SCRIPTS[name]
+    path = tmp_path / "train.py"
+    path.write_text(HEAD + text)
+    dry = doctor("fix", "train.py", "--run", "--unsafe-fixes", "--check", cwd=tmp_path)
+    assert dry.returncode == 1 and path.read_text() == HEAD + text, dry.stderr
+    done = doctor("fix", "train.py", "--run", "--unsafe-fixes", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cured = path.read_text()
+    assert expected in cured and "improved" in done.stdout
+    assert sorted(p.name for p in tmp_path.glob("*.py")) == ["train.py"]
+    again = doctor("fix", "train.py", "--run", "--unsafe-fixes", cwd=tmp_path)
+    assert again.returncode == 0 and path.read_text() == cured, again.stdout + again.stderr
+
+
+def test_an_audited_model_is_cured_by_a_safe_fix(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(SICK)
+    diff = doctor("fix", "net.py", "--diff", cwd=tmp_path)
+    assert diff.returncode == 1 and "+        for module in self.modules():" in diff.stdout and path.read_text() == SICK
+    assert doctor("fix", "net.py", cwd=tmp_path).returncode == 0
+    assert doctor("audit", "net.py", cwd=tmp_path).returncode == 0
+    assert doctor("fix", "net.py", "--check", cwd=tmp_path).returncode == 0
+
+
+def test_bad_calls(tmp_path):
+    assert doctor("fix", cwd=tmp_path).returncode == 2
+    done = doctor("fix", "--from", "none.json", cwd=tmp_path)
+    assert done.returncode == 2 and "none.json" in done.stderr
