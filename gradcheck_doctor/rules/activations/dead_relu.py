@@ -11,6 +11,7 @@ from gradcheck_doctor.rules.initialisation.cures import initialise
 from gradcheck_doctor.theory.activations import activation
 
 ENOUGH = 1000         # samples for a statement about single units: one that is active 1 % of the time is silent with probability e^-10
+RISE = 0.2             # dead share must have grown by this to be called dying
 WHOLE_LAYER = 16      # samples for the statement that a whole layer is silent
 
 
@@ -56,6 +57,8 @@ class DeadRelu(Rule):
         cap = None
         if learned(recording):
             cap = "info" if units.dead_fraction < 0.9 else "warning"
+        elif recording.kind == "run" and units.dead_fraction < 0.5 and units.dead_fraction - born < RISE:
+            cap = "info"                                    # units that were silent from the start in a deep He net: not dying
         elif not silent and units.dead_fraction < 0.5 and recording.kind == "audit":
             cap = "info"
         return Measurement(

@@ -50,7 +50,8 @@ class LearningRateTooHigh(Rule):
         first = max(early, default=0.0)
         value = max(median(finite), first / 3) if finite else math.inf
         gone = progress(recording)
-        hurt = learned(recording) is False and (gone is None or gone < 0.5 or dead_share(recording) > 0.5)
+        still = 0.1 if value < 0.1 else 0.3                  # a loss that falls contradicts a rate that is only somewhat high
+        hurt = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
         yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",
                           order=474 if early and median(early) >= 3e-2 else None,
                           evidence={"update_ratio": value, "first_updates": first, "lr": lr, "loss_fell": gone, "optimizer": record.name})
