@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import tomllib
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ CHOICES = {"severity": ("info", "warning", "error"), "fail_on": ("error", "warni
 
 @dataclass(frozen=True)
 class Config:
-    """Settings shared by all commands. Selectors are codes, prefixes (GD2), names or ALL."""
+    """Settings shared by all commands. Selectors are codes, prefixes (GD2), names or ALL.
+
+    `per_file_ignores`: file pattern -> selectors. A pattern without a slash is matched against the file's name; one with a slash against its path,
+    from the folder of pyproject.toml where it was read from one, else from the working directory.
+    """
 
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -41,8 +46,15 @@ def load(path: str | None = None, start: Path | None = None) -> Config:
     file = Path(path) if path is not None else _nearest(start or Path.cwd())
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"configuration file {path} does not exist")
-    table = _table(file) if file is not None else {}
-    return _from_environment(_config(table, str(file)))
+    if file is None:
+        return _from_environment(Config())
+    config = _config(_table(file), str(file))
+    return _from_environment(replace(config, per_file_ignores={_anchored(p, file.parent): codes for p, codes in config.per_file_ignores.items()}))
+
+
+def _anchored(pattern: str, folder: Path) -> str:
+    """A pattern with a slash is meant from the folder of its pyproject.toml, wherever the command runs."""
+    return os.path.join(glob.escape(str(folder.resolve())), pattern) if "/" in pattern else pattern
 
 
 def _nearest(folder: Path) -> Path | None:
@@ -85,7 +97,12 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {name.replace('_', '-')} must be a table, not {value!r}")
-        return {k: tuple(v) if name == "per_file_ignores" else v for k, v in value.items()}
+        if name != "per_file_ignores":
+            return dict(value)
+        for pattern, codes in value.items():
+            if not isinstance(codes, (list, tuple)) or not all(isinstance(c, str) for c in codes):
+                raise ConfigError(f"{where}: per-file-ignores of {pattern!r} must be a list of strings, not {codes!r}")
+        return {pattern: tuple(codes) for pattern, codes in value.items()}
     if name in CHOICES and value not in CHOICES[name]:
         raise ConfigError(f"{where}: {name.replace('_', '-')} must be one of {', '.join(CHOICES[name])}, not {value!r}")
     if isinstance(kind, bool) and not isinstance(value, bool):

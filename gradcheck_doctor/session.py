@@ -47,7 +47,8 @@ def examine(recording: Recording, target: str, config: Config | None = None) -> 
 def _without_suppressed(findings: tuple[Finding, ...], config: Config | None) -> tuple[tuple[Finding, ...], int]:
     from gradcheck_doctor.suppress import is_suppressed
 
-    kept = tuple(f for f in findings if not is_suppressed(f))
+    per_file = config.per_file_ignores if config is not None else {}
+    kept = tuple(f for f in findings if not is_suppressed(f, per_file))
     return kept, len(findings) - len(kept)
 
 

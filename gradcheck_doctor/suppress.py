@@ -19,14 +19,18 @@ def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | No
     place = finding.location
     if place is None:
         return False
-    for pattern, codes in (per_file or {}).items():
-        name = os.path.relpath(place.file)
-        if (fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(os.path.basename(name), pattern)) and _names(finding, codes):
-            return True
+    if any(_in_file(place.file, pattern) and _names(finding, codes) for pattern, codes in (per_file or {}).items()):
+        return True
     last = place.end_line or place.line
     if any(_matches(_LINE, linecache.getline(place.file, line), finding) for line in range(place.line, last + 1)):
         return True
     return any(_matches(_FILE, line, finding) for line in _file_comments(place.file))
+
+
+def _in_file(file: str, pattern: str) -> bool:
+    """A pattern without a slash is matched against the name of the file, another one against its absolute path."""
+    path = os.path.realpath(file)
+    return fnmatch.fnmatch(path, os.path.abspath(pattern)) if "/" in pattern else fnmatch.fnmatch(os.path.basename(path), pattern)
 
 
 @functools.lru_cache(maxsize=256)
@@ -42,4 +46,4 @@ def _matches(pattern: re.Pattern[str], line: str, finding: Finding) -> bool:
 
 
 def _names(finding: Finding, codes: tuple[str, ...]) -> bool:
-    return any(c.lower() == finding.rule or c and finding.code.startswith(c.upper()) for c in codes)
+    return any(c.lower() == finding.rule or c.upper() == "ALL" or c and finding.code.startswith(c.upper()) for c in codes)

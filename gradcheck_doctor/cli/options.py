@@ -69,6 +69,6 @@ def _check_rules(config: Config) -> None:
     """An unknown rule is said before anything is built."""
     from gradcheck_doctor.rules.registry import expand, find
 
-    expand((*config.select, *config.ignore, *config.extend_select))
+    expand((*config.select, *config.ignore, *config.extend_select, *(code for codes in config.per_file_ignores.values() for code in codes)))
     for code in config.thresholds:
         find(code)

@@ -43,17 +43,21 @@ def is_user_file(filename: str) -> bool:
     return not path.startswith(LIBRARIES)
 
 
-@functools.lru_cache(maxsize=8192)
 def span_at(code: CodeType, instruction: int) -> Span | None:
     """Span of the expression that byte-code offset `instruction` of `code` belongs to."""
+    return _span_in(code.co_filename, code, instruction)      # code objects of equal text in two files compare equal
+
+
+@functools.lru_cache(maxsize=8192)
+def _span_in(filename: str, code: CodeType, instruction: int) -> Span | None:
     positions = list(code.co_positions())
     if not 0 <= instruction // 2 < len(positions):
         return None
     line, end_line, start, end = positions[instruction // 2]
     if line is None:
         return None
-    return Span(code.co_filename, line, _characters(code.co_filename, line, start or 0) + 1,
-                end_line, None if end is None else _characters(code.co_filename, end_line or line, end) + 1)
+    return Span(filename, line, _characters(filename, line, start or 0) + 1,
+                end_line, None if end is None else _characters(filename, end_line or line, end) + 1)
 
 
 def _characters(filename: str, line: int, byte_offset: int) -> int:

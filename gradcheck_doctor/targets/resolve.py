@@ -47,6 +47,7 @@ def resolve(spec: str, options: Options | None = None) -> list[Target]:
         return _folder(path, options)
     log = ConstructionLog()
     with recording_construction(log):
+        torch.manual_seed(options.seed)                      # models and batches made while the file is imported
         if left.endswith(".py") or path.exists():
             module = import_file(path)
         elif re.fullmatch(r"[A-Za-z_][\w.]*", left) and (expression or not Path(left + ".py").exists()):

@@ -45,3 +45,20 @@ def test_inference_of_inputs(tmp_path):
         path.write_text(f"from torch import nn\nmodel = {expression}\n")
         (target,) = resolve(str(path))
         assert target.choices["batch"] == f"inferred from the layers: {shape}", expression
+
+
+def test_equal_files_at_two_paths_are_told_apart(tmp_path):
+    """Python holds code objects of the same text for equal, whatever their file."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text("from torch import nn\nmodel = nn.Sequential(nn.Linear(4, 2))\n")
+    for folder in ("a", "b"):
+        (target,) = resolve(str(tmp_path / folder / "net.py"))
+        assert target.log.spans.get(target.model[0]).file == str(tmp_path / folder / "net.py")
+
+
+def test_a_model_made_at_import_is_built_under_the_seed(tmp_path):
+    path = tmp_path / "seeded_file.py"
+    path.write_text("from torch import nn\nmodel = nn.Linear(4, 2)\n")
+    first, second = (resolve(str(path))[0].model.weight for _ in range(2))
+    assert (first == second).all()
