@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradcheck_doctor"
-SHARED = {"records", "theory", "errors"}
+SHARED = {"records", "theory", "errors", "packs"}
 ALLOWED = {
-    "records": {"records", "errors"}, "theory": {"theory"}, "observe": SHARED | {"observe"}, "rules": SHARED | {"rules"},
+    "records": {"records", "errors"}, "theory": {"theory"}, "packs": set(), "observe": SHARED | {"observe"}, "rules": SHARED | {"rules"},
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
     "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},
 }
-STANDARD_ONLY = ("records", "theory")
-NO_TORCH = ("records", "theory", "rules", "report", "cli", "config", "suppress", "baseline")
+STANDARD_ONLY = ("records", "theory", "packs")
+NO_TORCH = ("records", "theory", "packs", "rules", "report", "cli", "config", "suppress", "baseline")
 
 
 def imports(path):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from gradcheck_doctor.packs import complain
 from gradcheck_doctor.records.findings import SEVERITIES, Finding
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Rule, Threshold
@@ -31,11 +32,22 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
     found: list[Finding] = []
     for rule in active:
         if recording.kind in rule.kinds:
-            found.extend(rule().check(recording, _threshold(rule, limits.get(rule.code))))
+            found.extend(_findings(rule, recording, _threshold(rule, limits.get(rule.code))))
     found = _unique(found)
     found = _demoted(found, weak)
     found.sort(key=lambda f: (order[f.code] if f.order is None else f.order, -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
     return _grouped(found, explains)
+
+
+def _findings(rule: type[Rule], recording: Recording, threshold: Threshold | None) -> list[Finding]:
+    """What one rule finds. A third party's rule that raises is said once and left out; one of ours is a bug to be seen."""
+    try:
+        return list(rule().check(recording, threshold))
+    except Exception as error:
+        if rule.__module__.startswith("gradcheck_doctor."):
+            raise
+        complain(f"the rule {rule.code} {rule.name} of {rule.__module__} failed and is left out ({type(error).__name__}: {error})")
+        return []
 
 
 def _active(config: Any, select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[type[Rule], ...]:

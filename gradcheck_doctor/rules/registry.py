@@ -6,12 +6,13 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable
-from importlib.metadata import entry_points
 from typing import TypeGuard
 
 from gradcheck_doctor.errors import UnknownRule
-from gradcheck_doctor.rules.base import Rule
+from gradcheck_doctor.packs import complain, described, load
+from gradcheck_doctor.rules.base import Rule, Threshold
 
 GROUP = "gradcheck_doctor.rules"
 
@@ -24,12 +25,19 @@ def rules() -> tuple[type[Rule], ...]:
     for info in pkgutil.walk_packages(package.__path__, "gradcheck_doctor.rules."):
         if not info.ispkg:
             _collect(importlib.import_module(info.name), found)
-    for point in entry_points(group=GROUP):
-        loaded = point.load()
-        if isinstance(loaded, type):
-            _collect(type("pack", (), {"rule": loaded}), found)
-        else:
-            _collect(loaded, found)
+    own = frozenset(found.values())
+    for point, loaded in load(GROUP):
+        offered: dict[str, type[Rule]] = {}
+        _collect(type("pack", (), {"rule": loaded}) if isinstance(loaded, type) else loaded, offered)
+        new = [rule for rule in offered.values() if rule not in own]
+        if not new:
+            complain(f"{described(point)} holds no rule: no class that derives from gradcheck_doctor.rules.base.Rule and declares a code")
+        for rule in new:
+            problem = _problem(rule, found)
+            if problem:
+                complain(f"{described(point)}: the rule {rule.__name__} is left out: {problem}")
+            else:
+                found[rule.code] = rule
     return tuple(found[code] for code in sorted(found))
 
 
@@ -42,6 +50,17 @@ def _collect(holder: object, found: dict[str, type[Rule]]) -> None:
 
 def _is_rule(value: object) -> TypeGuard[type[Rule]]:
     return isinstance(value, type) and issubclass(value, Rule) and not inspect.isabstract(value) and hasattr(value, "code")
+
+
+def _problem(rule: type[Rule], known: dict[str, type[Rule]]) -> str:
+    """Why a third party's rule cannot be used; "" when it can."""
+    missing = [name for name, kind in (("name", str), ("summary", str), ("threshold", Threshold)) if not isinstance(getattr(rule, name, None), kind)]
+    if missing:
+        return f"it does not declare {', '.join(missing)}"
+    if not isinstance(rule.code, str) or not re.fullmatch(r"[A-Z]{1,3}[0-9]{3}", rule.code):
+        return f"its code {rule.code!r} is not one to three capital letters and three digits"
+    taken = next((r for r in known.values() if r is not rule and (rule.code == r.code or rule.name == r.name)), None)
+    return f"{rule.code} {rule.name} is taken by {taken.__module__}.{taken.__name__}" if taken is not None else ""
 
 
 def find(code_or_name: str) -> type[Rule]:

@@ -1,15 +1,32 @@
 """From findings to edits: each prescription planned, or refused with its reason."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.packs import complain, described, load
 from gradcheck_doctor.records.findings import Finding, Fix, ReportData
 from gradcheck_doctor.treatments import architecture, initialise, training
 from gradcheck_doctor.treatments.context import Context, Planner
 
+GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **architecture.PLANNERS, **initialise.PLANNERS}
+
+
+@functools.cache
+def planners() -> Mapping[str, Planner]:
+    """Every treatment by name: ours, and third parties' by the entry-point group; the entry point's name is the treatment's."""
+    found = dict(PLANNERS)
+    for point, loaded in load(GROUP):
+        if not callable(loaded):
+            complain(f"{described(point)} is left out: a treatment is a function of (context, finding, prescription)")
+        elif point.name in found:
+            complain(f"{described(point)} is left out: there is a treatment of that name already")
+        else:
+            found[point.name] = loaded
+    return found
 
 
 def planned(report: ReportData, file: str, *, unsafe: bool) -> Iterator[tuple[Finding, Fix]]:
@@ -24,7 +41,7 @@ def planned(report: ReportData, file: str, *, unsafe: bool) -> Iterator[tuple[Fi
 
 def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
     prescription = fix.prescription
-    planner = PLANNERS.get(prescription.treatment)
+    planner = planners().get(prescription.treatment)
     if prescription.safety != "safe" and not unsafe:
         return replace(fix, refusal="unsafe: it changes what the program does; --unsafe-fixes allows it")
     if planner is None:
@@ -33,3 +50,7 @@ def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
         return replace(fix, edits=tuple(planner(context, finding, prescription)))
     except TreatmentRefused as error:
         return replace(fix, refusal=str(error))
+    except Exception as error:
+        if prescription.treatment in PLANNERS:
+            raise
+        return replace(fix, refusal=f"the treatment {prescription.treatment!r} of another package failed: {type(error).__name__}: {error}")

@@ -128,3 +128,13 @@ def test_assert_healthy_raises_with_the_findings():
     with pytest.raises(AssertionError, match="GD102 init-activation-mismatch"):
         doctor.assert_healthy(mlp(20, nn.ReLU), torch.randn(64, 32))
     doctor.assert_healthy(mlp(2, nn.ReLU), torch.randn(64, 32))
+
+
+@pytest.mark.parametrize(("divisor", "found"), [(None, True), (16, False)])
+def test_a_sum_that_is_divided_right_after_is_a_mean(divisor, found):
+    def loss(output, target):
+        total = F.cross_entropy(output, target, reduction="sum")
+        return total if divisor is None else total / divisor
+
+    report = doctor.audit(mlp(3, nn.ReLU), (torch.randn(16, 32), torch.randint(0, 10, (16,))), loss)
+    assert report.has("GD606") is found

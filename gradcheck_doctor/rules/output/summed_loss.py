@@ -9,7 +9,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 class SummedLoss(Rule):
     """The loss is summed over the batch, so the gradient grows with the batch size.
 
-    What it measures: the `reduction` argument of the loss calls.
+    What it measures: the `reduction` argument of the loss calls; a sum that is divided right after (by the tokens or the samples) is a mean.
 
     Why it matters: the learning rate then fits one batch size only, and clip thresholds and the last, smaller batch behave differently.
 
@@ -26,8 +26,12 @@ class SummedLoss(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for loss in recording.losses:
-            if loss.reduction == "sum":
+            if loss.reduction == "sum" and not _divided(recording, loss.operation):
                 yield Measurement(value=1.0, op=loss.op, location=loss.span, operations=(loss.operation,), evidence={"loss": loss.op})
 
     def message(self, m: Measurement) -> str:
         return f"{m.op} is summed over the batch; the gradient grows with the batch size"
+
+
+def _divided(recording: Recording, operation: int) -> bool:
+    return any(recording.operations[user].op in ("div", "true_divide") for user in recording.consumers.get(operation, ()))
