@@ -11,10 +11,11 @@ ALLOWED = {
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
     "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
+    "store": {"records", "errors", "store"},
     "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},
 }
-STANDARD_ONLY = ("records", "theory", "packs")
-NO_TORCH = ("records", "theory", "packs", "rules", "report", "cli", "config", "suppress", "baseline")
+STANDARD_ONLY = ("records", "theory", "packs", "store")
+NO_TORCH = ("records", "theory", "packs", "rules", "report", "cli", "config", "suppress", "baseline", "store")
 
 
 def imports(path):

@@ -52,7 +52,8 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
                 signal.signal(signal.SIGTERM, previous)
             sys.argv, sys.path[:] = saved[0], saved[1]
         os.chdir(saved[3])
-        recording = monitor.recording("run", script=script or f"-m {module}", **({"stopped": stopped} if stopped else {}))
+        facts: dict[str, Any] = {"stopped": stopped} if stopped else {}
+        recording = monitor.recording("run", script=script or f"-m {module}", **facts)
     if saved[2] is not None:
         sys.modules["__main__"] = saved[2]
     return ScriptResult(recording, status, crash, stopped)

@@ -103,8 +103,9 @@ class ParameterBook:
                     self.loaded.add(id(parameter))
 
 
-def operations(observer: Observer, book: ParameterBook, kind: str) -> tuple[Operation, ...]:
-    """The operations that the losses depend on (all of them when no backward was seen), renumbered, with the spine marked."""
+def operations(observer: Observer, book: ParameterBook, kind: str, since: int = -1) -> tuple[Operation, ...]:
+    """The operations that the losses depend on (all of them when no backward was seen), renumbered, with the spine marked;
+    of what was observed only the steps after `since`."""
     graph = observer.graph
     keep = set().union(*(graph.ancestors(i) for i in dict.fromkeys(observer.loss_nodes))) if observer.loss_nodes else {n.index for n in graph.nodes}
     nodes = [n for n in graph.nodes if n.index in keep]
@@ -125,7 +126,7 @@ def operations(observer: Observer, book: ParameterBook, kind: str) -> tuple[Oper
             producers=tuple(number[p] for p in node.producers if p in number),
             parameters=tuple(book.records[id(p)][1].name for p in node.parameters if id(p) in book.records), called=node.span, shape=node.shape,
             input_shapes=node.input_shapes, attributes=node.attributes, on_spine=node.index in on_spine, requires_grad=node.requires_grad,
-            observed=node.observed(), units=total, units_first=first, units_last=last, repeats=repeats[(id(node.module), node.op, node.span)]))
+            observed=node.observed(since), units=total, units_first=first, units_last=last, repeats=repeats[(id(node.module), node.op, node.span)]))
     return tuple(frozen)
 
 
@@ -172,7 +173,9 @@ def input_records(observer: Observer, synthetic: bool = False) -> tuple[InputRec
         summary = next(iter(node.forward.values()), None)
         facts: dict[str, Any] = {}
         if tensors[0].is_floating_point() and tensors[0].dim() >= 2 and tensors[0].numel():
-            facts = _feature_facts(tensors)
+            known = observer.input_facts.get(index)
+            facts = known[1] if known is not None and known[0] == len(tensors) else _feature_facts(tensors)
+            observer.input_facts[index] = (len(tensors), facts)
         found.append(InputRecord(name=node.attributes.get("name") or f"input{node.ordinal}", shape=node.shape, dtype=node.attributes["dtype"],
                                  floating=tensors[0].is_floating_point(), summary=summary, synthetic=synthetic, **facts))
     return tuple(found)

@@ -40,8 +40,8 @@ class Node:
     last_pass: int = -1
     in_loss: bool = False
 
-    def observed(self) -> tuple[Observed, ...]:
-        steps = sorted(set(self.forward) | set(self.gradient))
+    def observed(self, since: int = -1) -> tuple[Observed, ...]:
+        steps = sorted(step for step in self.forward.keys() | self.gradient.keys() if step > since)
         return tuple(Observed(s, self.forward.get(s), self.gradient.get(s), self.dtypes.get(s, "float32")) for s in steps)
 
 

@@ -49,6 +49,7 @@ class Observer(TorchFunctionMode):
         self.failure: BaseException | None = None
         self.losses: dict[int, LossRecord] = {}
         self.input_tensors: dict[int, list[Tensor]] = {}
+        self.input_facts: dict[int, tuple[int, dict[str, Any]]] = {}        # number of tensors they were computed from, facts
         self.loss_nodes: list[int] = []
         self.pass_number = 0
         self.backward_seen = False

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,11 +55,13 @@ class Monitor:
         every: N or "auto".
         log: where construction was recorded.
         max_steps: call `stop` after that many optimizer steps.
+        on_step, on_observed: called after every optimizer step, and after every observed one while nothing is being observed;
+            the time of the latter counts as time spent on observing.
     """
 
     def __init__(self, models: Iterable[nn.Module] = (), optimizers: Iterable[torch.optim.Optimizer] = (), every: int | str = "auto", *,
                  log: ConstructionLog | None = None, max_steps: int | None = None, stop: Callable[[], None] | None = None,
-                 on_step: Callable[[Monitor], None] | None = None, limit: int = 1024) -> None:
+                 on_step: Callable[[Monitor], None] | None = None, on_observed: Callable[[Monitor], None] | None = None, limit: int = 1024) -> None:
         self.observer = Observer(log, limit)
         self.log = log
         self.book = ParameterBook(log)
@@ -67,7 +70,7 @@ class Monitor:
             facts.refuse(model)
             self.observer.roots.adopt(model)
         self.schedule = Schedule(every)
-        self.max_steps, self.stop, self.on_step = max_steps, stop, on_step
+        self.max_steps, self.stop, self.on_step, self.on_observed = max_steps, stop, on_step, on_observed
         self.facts = facts.Facts()
         self.step = 0
         self.steps: list[StepRecord] = []
@@ -262,6 +265,11 @@ class Monitor:
             self._plain_seconds.append(seconds)
         known.steps += 1
         self.step += 1
+        if observed and self.on_observed is not None:
+            self.observer.close()
+            start = time.perf_counter()
+            self.on_observed(self)
+            self.schedule.spent += time.perf_counter() - start
         self._open_window()
 
     def _loss(self) -> float | None:
@@ -279,13 +287,18 @@ class Monitor:
                 rows.append(ParameterStep(step=self.step, grad_norm=scaled, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm)))
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
-    def recording(self, kind: str = "run", **probe: Any) -> Recording:
-        """Everything seen so far, as an immutable record."""
+    def light(self, since: int) -> tuple[tuple[StepRecord, ...], tuple[tuple[int, float], ...]]:
+        """Step records and loss curve of the steps after `since`: what is known of every step, observed or not."""
+        return (tuple(self.steps[bisect_right(self.steps, since, key=lambda s: s.step):]),
+                tuple(self.curve[bisect_right(self.curve, since, key=lambda point: point[0]):]))
+
+    def recording(self, kind: str = "run", *, since: int = -1, **probe: Any) -> Recording:
+        """Everything seen so far, as an immutable record; its time series only from after step `since`."""
         observer = self.observer
         if observer.active:
             observer.finish_step()
         self.book.take(observer)
-        kept = operations(observer, self.book, kind)
+        kept = operations(observer, self.book, kind, since)
         modules = module_records(observer)
         held = {key for o in self._optimizers.values() for key in o.held}
         from dataclasses import replace
@@ -295,13 +308,14 @@ class Monitor:
         optimizers = tuple(record for o in self._optimizers.values() if (record := _named(o, names)) is not None)
         models = [observer.roots.roots[i] for i in observer.roots.models()]
         first = next(iter(models[0].parameters())) if models else None
+        steps, curve = self.light(since)
         return Recording(
             kind=kind, model_class=", ".join(type(m).__name__ for m in models), parameter_count=sum(p.count for p in parameters),
             trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
             dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
-            operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=tuple(self.steps),
-            parameter_steps={names[k]: tuple(v) for k, v in self.parameter_steps.items() if k in names}, events=tuple(self.events),
-            curve=tuple(self.curve), total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
+            operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=steps,
+            parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in self.parameter_steps.items() if k in names},
+            events=tuple(e for e in self.events if e.step > since), curve=curve, total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
             blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),
                                                                "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
 
