@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 _HOMES = {"audit": "session", "assert_healthy": "session", "watch": "integrations.loop", "Report": "report.report",
-          "DoctorError": "errors"}
-__all__ = ["DoctorError", "Report", "__version__", "assert_healthy", "audit", "watch"]
+          "DoctorError": "errors", "treat": "live"}
+__all__ = ["DoctorError", "Report", "__version__", "assert_healthy", "audit", "treat", "watch"]
 
 if TYPE_CHECKING:
     from gradcheck_doctor.errors import DoctorError
     from gradcheck_doctor.integrations.loop import watch
+    from gradcheck_doctor.live import treat
     from gradcheck_doctor.report.report import Report
     from gradcheck_doctor.session import assert_healthy, audit
 

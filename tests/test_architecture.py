@@ -10,6 +10,7 @@ ALLOWED = {
     "records": {"records", "errors"}, "theory": {"theory"}, "packs": set(), "observe": SHARED | {"observe"}, "rules": SHARED | {"rules"},
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
     "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
+    "live": SHARED | {"treatments", "observe"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "store": {"records", "errors", "store"},
     "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},

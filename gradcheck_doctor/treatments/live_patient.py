@@ -1,0 +1,107 @@
+"""A live model as treatments see it: its modules by path, what the report's recording says about them, its optimizers."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.treatments.live_optimizer import Optimizers
+
+PASSED = frozenset({"shape", "dropout", "scale", "reduce", "other", "norm", "pool"})     # between a layer and its activation
+
+
+@dataclass
+class Patient:
+    """Facts that every treatment may use.
+
+    Attributes:
+        recording: what the report was concluded from, None for a report read from a file.
+        parameters: records of the parameters as they are now.
+        loaded: module path -> names that a load_state_dict left missing, for modules whose loading was seen.
+        steps: optimizer steps that the report's recording saw.
+        retrain: module paths that may be initialised although they look trained; True: all of them.
+        batch: (inputs, targets) or None.
+    """
+
+    model: nn.Module
+    optimizers: Optimizers = field(default_factory=Optimizers)
+    recording: Recording | None = None
+    parameters: Mapping[str, ParameterRecord] = field(default_factory=dict)
+    loaded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    steps: int = 0
+    retrain: bool | tuple[str, ...] = False
+    batch: Any = None
+    targets: Any = None
+
+    def module(self, path: str) -> nn.Module:
+        """The submodule at a path.
+
+        Raises:
+            TreatmentRefused: there is none.
+        """
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise TreatmentRefused(f"this model has no module {path!r}; the report is about another one") from None
+
+    def operations(self, path: str) -> tuple[Operation, ...]:
+        """What was recorded inside a module, in order of the first call."""
+        return tuple(o for o in self.recording.operations if o.module == path) if self.recording is not None else ()
+
+    def own_parameters(self, path: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """(full name, parameter) held by a module itself."""
+        for name, parameter in self.module(path).named_parameters(recurse=False):
+            yield f"{path}.{name}" if path else name, parameter
+
+    def users(self, operation: Operation) -> list[Operation]:
+        """The operations that use an operation's output."""
+        assert self.recording is not None
+        return [self.recording.operations[i] for i in self.recording.consumers[operation.index]]
+
+    def is_output(self, operation: Operation) -> bool:
+        """No layer follows before the loss."""
+        seen, stack = {operation.index}, [operation]
+        while stack:
+            for user in self.users(stack.pop()):
+                if user.category in ("layer", "recurrent", "attention"):
+                    return False
+                if user.index not in seen:
+                    seen.add(user.index)
+                    stack.append(user)
+        return True
+
+    def activation_behind(self, operation: Operation) -> Operation | None:
+        """The activation that a layer feeds, through normalisation, dropout and shape changes; None where the way forks or there is none."""
+        current = operation
+        while True:
+            users = self.users(current)
+            if len(users) != 1 or users[0].category not in (*PASSED, "activation"):
+                return None
+            current = users[0]
+            if current.category == "activation":
+                return current
+
+    def layer_before(self, operation: Operation) -> Operation | None:
+        """The layer that feeds an operation, through everything that has no weights of two axes."""
+        assert self.recording is not None
+        current = operation
+        while current.producers:
+            current = self.recording.operations[current.producers[0]]
+            if current.category == "layer":
+                return current
+            if current.category not in PASSED:
+                return None
+        return None
+
+    def other_names(self, tensor: Tensor, paths: tuple[str, ...]) -> list[str]:
+        """Names of `tensor` outside the modules at `paths`: another module shares it."""
+        found = []
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            if path not in paths:
+                found += [f"{path}.{n}".lstrip(".") for n, p in module._parameters.items() if p is tensor]
+        same = {id(self.module(p)) for p in paths}
+        return [n for n in found if id(self.model.get_submodule(n.rpartition(".")[0])) not in same]

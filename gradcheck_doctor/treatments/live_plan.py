@@ -1,0 +1,61 @@
+"""From a prescription to a change of the live model: carried out whole, or refused and put back."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Finding, Prescription
+from gradcheck_doctor.treatments import live_initialise
+from gradcheck_doctor.treatments.live import Change
+from gradcheck_doctor.treatments.live_journal import Journal
+from gradcheck_doctor.treatments.live_patient import Patient
+
+Treatment = Callable[[Patient, Finding | None, Prescription, Journal], str]
+LIVE: Mapping[str, Treatment] = {**live_initialise.LIVE}
+
+
+def carry_out(patient: Patient, finding: Finding | None, prescription: Prescription) -> Change:
+    """Apply a prescription to the model.
+
+    Raises:
+        TreatmentRefused: it has no live form or may not be done; the model is as it was.
+    """
+    treatment = LIVE.get(prescription.treatment)
+    if treatment is None:
+        raise TreatmentRefused(ELSEWHERE.get(prescription.treatment, "it has no live form; `doctor fix` edits the source"))
+    journal = Journal()
+    before = list(patient.model.state_dict(keep_vars=True).items())
+    try:
+        title = treatment(patient, finding, prescription, journal)
+    except BaseException:
+        journal.undo()
+        raise
+    renamed = _renamed(before, patient)
+    notes = (_names(renamed),) if renamed else ()
+    return Change(title[:1].upper() + title[1:], prescription.id, tuple(prescription.modules), finding.code if finding is not None else "",
+                  notes, renamed, journal=journal)
+
+
+def _renamed(before: list[tuple[str, object]], patient: Patient) -> dict[str, str]:
+    """Names in the state dict that lead to another place now."""
+    after = {id(v): k for k, v in reversed(list(patient.model.state_dict(keep_vars=True).items()))}
+    current = patient.model.state_dict(keep_vars=True)
+    return {k: after[id(v)] for k, v in before if id(v) in after and current.get(k) is not v}
+
+
+def _names(renamed: Mapping[str, str]) -> str:
+    shown = ", ".join(f"{a} -> {b}" for a, b in list(renamed.items())[:3])
+    return f"names in the state dict changed: {shown}" + (f" and {len(renamed) - 3} more" if len(renamed) > 3 else "")
+
+
+ELSEWHERE = {
+    "replace-loss": "the loss is no part of the model; change it where it is called",
+    "zero-grad": "it belongs into the training loop, before backward",
+    "register-modules": "the layers must be registered where they are made, in an nn.ModuleList",
+    "grad-scaler": "it belongs into the training loop, around backward and step",
+    "autocast-bf16": "it belongs into the training loop, around the forward pass",
+    "eval-batchnorm": "the next model.train() would undo it; call eval() on the frozen part after it",
+    "straight-through": "the call is in forward; edit it there",
+    "add-activation": "the call is missing in forward; write it there",
+    "clip-value-to-norm": "the call to clip_grad_value_ is in the training loop; change it there",
+}
