@@ -82,7 +82,8 @@ class ParameterBook:
         for module, path in observer.roots.names():
             for role, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in self.records:
-                    record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=id(parameter) in self.loaded,
+                    trained = id(parameter) in self.loaded or self._copied(parameter, observer.step)
+                    record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=trained,
                                               recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT)
                     self.records[id(parameter)] = (parameter, record)
                     self.first_seen[id(parameter)] = observer.step
@@ -93,6 +94,14 @@ class ParameterBook:
             if id(parameter) not in self.records and parameter.is_leaf:
                 name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
                 self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log))
+
+    def _copied(self, parameter: Tensor, step: int) -> bool:
+        """It holds, bit for bit, what an earlier parameter was trained to (a deepcopy of a pretrained body)."""
+        if step == 0 or parameter.numel() < 16 or parameter.dim() < 2:
+            return False
+        return any(self.first_seen.get(key, step) < step and known.shape == parameter.shape and known.dtype == parameter.dtype
+                   and known.requires_grad and bool(torch.equal(known.detach(), parameter.detach()))
+                   for key, (known, record) in self.records.items() if record.shape == tuple(parameter.shape))
 
     def _mark_loaded(self) -> None:
         if self.log is None:

@@ -129,6 +129,7 @@ class ConstructionLog:
         self.loaded: WeakTable[nn.Module, dict[str, Any]] = WeakTable()
         self.optimizers: WeakTable[torch.optim.Optimizer, Span] = WeakTable()
         self.compiled = False
+        self.on_optimizer: Callable[[torch.optim.Optimizer], None] | None = None
         self.initialised: dict[int, list[Initialisation]] = {}
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
 
@@ -145,6 +146,8 @@ class ConstructionLog:
         span = user_span(_construction_frame(frame, optimizer))
         if span is not None:
             self.optimizers[optimizer] = span
+        if self.on_optimizer is not None:
+            self.on_optimizer(optimizer)
 
     def note_init(self, function: str, tensor: torch.Tensor, frame: FrameType | None, arguments: dict[str, Any]) -> None:
         if frame is None or not is_user_file(frame.f_code.co_filename):

@@ -84,7 +84,7 @@ class Monitor:
         self._light: list[Tensor] = []
         self._backwards = 0
         self._updates: Updates | None = None
-        self._window_started = time.perf_counter()
+        self._window_started = time.thread_time()
         self._plain_seconds: list[float] = []
         self._handles: list[Any] = []
         self._original_backward: Any = None
@@ -97,6 +97,8 @@ class Monitor:
     def attach(self) -> Monitor:
         if not self._handles:
             self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
+            if self.log is not None:
+                self.log.on_optimizer = self._optimizer_built
             self._wrap_backward()
             self._open_window()
         return self
@@ -106,6 +108,8 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self.log is not None:
+            self.log.on_optimizer = None
         if self._original_backward is not None:
             Tensor.backward = self._original_backward  # type: ignore[method-assign]
             self._original_backward = None
@@ -133,13 +137,19 @@ class Monitor:
     def _open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
         self._norms, self._losses, self._backwards, self._updates, self._clip_seen = {}, [], 0, None, False
-        self._window_started = time.perf_counter()
+        self._window_started = time.thread_time()
         compiled = self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
         if not compiled and self.schedule.wants(self.step):
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
         else:
             self.observer.close()
+
+    def _optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
+        """A new optimizer in the middle of a run begins a new phase: look closely from its first step on."""
+        if self.step > 0 and not self.observer.active and self._backwards == 0 and not self.only:
+            self.schedule.restart(self.step - 1)
+            self._open_window()
 
     def _on_backward(self, loss: Tensor) -> None:
         """Just before backward on an observed step: are last step's gradients still there?"""
@@ -162,11 +172,11 @@ class Monitor:
             if loss.numel() == 1:
                 self._losses.append(loss.detach())
             if not self.observer.active and self._optimizers and self.schedule.affordable(0.5):
-                start = time.perf_counter()
+                start = time.thread_time()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
                 if gradients and not hasattr(gradients[0], "to_local"):
                     self._light = list(torch._foreach_norm(gradients))
-                self.schedule.spent += time.perf_counter() - start
+                self.schedule.spent += time.thread_time() - start
         except Exception as error:
             self.observer._fail(error)
 
@@ -257,7 +267,7 @@ class Monitor:
                                          optimizer=known.number))
         if loss is not None:
             self.curve.append((self.step, loss))
-        seconds = time.perf_counter() - self._window_started
+        seconds = time.thread_time() - self._window_started
         if observed:
             usual = sorted(self._plain_seconds)[len(self._plain_seconds) // 2] if self._plain_seconds else 0.5 * seconds
             self.schedule.done(self.step, max(0.0, seconds - usual))

@@ -85,13 +85,15 @@ def _grouped(found: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> t
     """Serious findings first, each followed by the symptoms it explains; a symptom never comes before its cause."""
     serious = [f for f in found if f.severity in SERIOUS]
     minor = [f for f in found if f.severity not in SERIOUS]
-    taken: set[str] = set()
     result: list[Finding] = []
-    for finding in serious:
-        if finding.fingerprint in taken:
-            continue
-        symptoms = [f for f in serious if f.code in explains[finding.code] and f.fingerprint not in taken and f is not finding]
-        taken |= {finding.fingerprint, *(f.fingerprint for f in symptoms)}
-        result.append(replace(finding, related=tuple(f.fingerprint for f in symptoms)))
-        result.extend(symptoms)
+    while serious:
+        finding = next((f for f in serious if not _has_cause(f, serious, explains)), serious[0])
+        symptoms = [f for f in serious if f.code in explains[finding.code] and f is not finding]
+        serious = [f for f in serious if f is not finding and f not in symptoms]
+        result += [replace(finding, related=tuple(f.fingerprint for f in symptoms)), *symptoms]
     return (*result, *minor)
+
+
+def _has_cause(finding: Finding, others: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> bool:
+    """Another finding explains it and is not explained by it in turn."""
+    return any(finding.code in explains[f.code] and f.code not in explains[finding.code] for f in others)

@@ -218,13 +218,13 @@ def constant_guess(recording: Recording) -> float | None:
     return math.log(2.0) if loss.op.startswith("binary_cross_entropy") else None
 
 
-def progress(recording: Recording) -> float | None:
-    """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the last phase.
+def progress(recording: Recording, until: int | None = None) -> float | None:
+    """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the last phase, or before step `until`.
 
-    None with fewer than ten losses seen; negative: it rose.
+    None with fewer than ten losses seen (five before `until`); negative: it rose.
     """
-    values = phase_curve(recording)
-    if len(values) < 10:
+    values = phase_curve(recording) if until is None else [v for step, v in recording.curve if phase_start(recording) <= step < until]
+    if len(values) < (10 if until is None else 5):
         return None
     size = max(3, len(values) // 20)
     first, last = median(values[:size]), median(values[-size:])
@@ -294,6 +294,32 @@ def untrained(recording: Recording, operations: Iterable[Operation]) -> bool:
     """None of the weights is known to be trained or loaded."""
     weights = [w for o in operations if (w := weight(recording, o)) is not None]
     return bool(weights) and not any(w.trained for w in weights)
+
+
+def bad_batch(recording: Recording) -> int | None:
+    """First step whose loss and gradient leap to ten times all before it although the weights had hardly moved: the batch did it, not the steps."""
+    begin, norms, losses, calm = phase_start(recording), dict[int, float](), dict(recording.curve), True
+    ratios = {step: ratio for step, ratio in updates_by_step(recording).items() if step >= begin}
+    for row in recording.steps:
+        if row.step < begin or row.grad_norm is None or row.step not in losses:
+            continue
+        before = [losses[s] for s in norms]
+        if len(norms) >= 5 and calm and losses[row.step] > 10 * max(before) and row.grad_norm > 10 * max(norms.values()):
+            return row.step
+        norms[row.step] = row.grad_norm
+        calm = calm and ratios.get(row.step, 0.0) < 3e-2
+    return None
+
+
+def updates_by_step(recording: Recording) -> dict[int, float]:
+    """Median over the weight matrices of rms(change) / rms(weight), by observed step."""
+    weights = {p.name for p in recording.parameters if p.trainable and len(p.shape) >= 2 and p.rms > 0}
+    steps: dict[int, list[float]] = {}
+    for name in weights:
+        for row in recording.parameter_steps.get(name, ()):
+            if row.update_ratio is not None:
+                steps.setdefault(row.step, []).append(row.update_ratio)
+    return {step: median(values) for step, values in sorted(steps.items())}
 
 
 def first_nonfinite(recording: Recording) -> int | None:

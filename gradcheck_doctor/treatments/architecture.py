@@ -81,8 +81,7 @@ def remove_call(context: Context, finding: Finding, prescription: Prescription) 
 
 def _without_element(tree: Tree, node: ast.Call) -> Edit | None:
     """Remove an element of a call's arguments or of a list, with the comma in front of it."""
-    parent = tree.parents[node]
-    siblings = parent.args if isinstance(parent, ast.Call) and node in parent.args else parent.elts if isinstance(parent, (ast.List, ast.Tuple)) else []
+    siblings = tree.siblings(node)
     place = siblings.index(node) if node in siblings else 0
     if place == 0:
         return None

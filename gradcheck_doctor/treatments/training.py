@@ -10,7 +10,8 @@ from gradcheck_doctor.treatments.context import Context, constant
 from gradcheck_doctor.treatments.tree import Tree
 
 
-def _optimizer(context: Context, prescription: Prescription) -> tuple[Tree, ast.Call]:
+def optimizer(context: Context, prescription: Prescription) -> tuple[Tree, ast.Call]:
+    """The optimizer's constructor: where it was seen, else the last one in the file."""
     span = prescription.span
     tree = context.tree(span.file if span is not None else None)
     try:
@@ -31,7 +32,7 @@ def _argument(node: ast.Call, name: str, position: int | None = None) -> ast.exp
 
 def learning_rate(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Write the new rate where the old one stands."""
-    tree, node = _optimizer(context, prescription)
+    tree, node = optimizer(context, prescription)
     value = f"{float(prescription.arguments['lr']):g}"
     given = _argument(node, "lr", 1)
     if given is None:
@@ -47,7 +48,7 @@ def _before_end(tree: Tree, node: ast.Call) -> Span:
 
 def adam_epsilon(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Adam's default epsilon."""
-    tree, node = _optimizer(context, prescription)
+    tree, node = optimizer(context, prescription)
     given = _argument(node, "eps")
     if given is None:
         raise TreatmentRefused("eps is not given where the optimizer is constructed")
@@ -93,7 +94,7 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
         given = _argument(trainers[-1], "gradient_clip_val")
         if given is not None:
             return [constant(tree, given, value)]
-        return [_keyword(tree, trainers[-1], f"gradient_clip_val={value}")]
+        return [tree.keyword(trainers[-1], f"gradient_clip_val={value}")]
     tree, step = _step(context, prescription)
     receiver = tree.source(step.func.value)  # type: ignore[attr-defined]
     return [tree.before(tree.statement(step), [f"torch.nn.utils.clip_grad_norm_({_parameters(context, tree, step, receiver)}, {value})"])]
@@ -110,16 +111,6 @@ def _parameters(context: Context, tree: Tree, step: ast.Call, receiver: str) -> 
             and tree.function(made) is tree.function(step) and isinstance(first.func, ast.Attribute) and isinstance(first.func.value, ast.Name)):
         return tree.source(first)
     return f'[p for group in {receiver}.param_groups for p in group["params"]]'
-
-
-def _keyword(tree: Tree, node: ast.Call, text: str) -> Edit:
-    """Add a keyword argument behind the last one."""
-    last = [*node.args, *(k.value for k in node.keywords)]
-    if not last:
-        return Edit(_before_end(tree, node), text)
-    place = tree.span(max(last, key=lambda n: (n.end_lineno or 0, n.end_col_offset or 0)))
-    end = Span(place.file, place.end_line or place.line, place.end_column or 1, place.end_line, place.end_column)
-    return Edit(end, f", {text}")
 
 
 def clip_value_to_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

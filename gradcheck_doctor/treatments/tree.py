@@ -78,6 +78,22 @@ class Tree:
     def replace(self, node: ast.AST, text: str) -> Edit:
         return Edit(self.span(node), text)
 
+    def keyword(self, node: ast.Call, text: str) -> Edit:
+        """Add a keyword argument behind the last argument of a call."""
+        last = [*node.args, *(k.value for k in node.keywords)]
+        if not last:
+            whole = self.span(node)
+            return Edit(Span(whole.file, whole.end_line or whole.line, (whole.end_column or 1) - 1, whole.end_line, (whole.end_column or 1) - 1), text)
+        place = self.span(max(last, key=lambda n: (n.end_lineno or 0, n.end_col_offset or 0)))
+        return Edit(Span(place.file, place.end_line or place.line, place.end_column or 1, place.end_line, place.end_column), f", {text}")
+
+    def siblings(self, node: ast.AST) -> list[ast.expr]:
+        """The arguments or elements among which a node stands."""
+        parent = self.parents.get(node)
+        if isinstance(parent, ast.Call) and node in parent.args:
+            return list(parent.args)
+        return list(parent.elts) if isinstance(parent, (ast.List, ast.Tuple)) else []
+
     def before(self, statement: ast.stmt, lines: Iterable[str]) -> Edit:
         """Insert whole lines in front of a statement, at its indentation."""
         indent = self.indent(statement)

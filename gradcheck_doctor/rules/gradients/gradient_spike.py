@@ -7,7 +7,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import first_nonfinite, learned, phase_start
+from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite, learned, phase_start
 
 WINDOW = 20
 
@@ -16,7 +16,8 @@ class GradientSpike(Rule):
     """Now and then the gradient is many times larger than usual, and each such step throws the weights back.
 
     What it measures: the largest global gradient norm (unscaled, before clipping) over the running median of the 20 before it, where at least
-    two such spikes of more than 10 times were seen and no clipping by norm was.
+    two such spikes of more than 10 times were seen and no clipping by norm was. One is enough where loss and gradient leap to ten times all
+    before them while the weights had hardly moved: then a batch did it, not the learning rate.
 
     Why it matters: a single step with a thousand times the usual gradient can undo an epoch; after it ReLU units may be dead.
 
@@ -41,7 +42,11 @@ class GradientSpike(Rule):
         if len(recording.optimizers) > 1 and not begin:
             return                                                              # adversarial players: their norms jump by design
         spikes = spikes_of([n for _, n in norms])
-        ended = broken is not None and bool(spikes)
+        blow = bad_batch(recording)
+        if blow is not None:
+            usual = [n for step, n in norms if step < blow]
+            spikes = spikes or [(blow, dict(norms).get(blow, math.inf) / median(usual))]
+        ended = blow is not None or broken is not None and bool(spikes)
         if not ended and (len(norms) < 2 * WINDOW or len(spikes) < 2):
             return
         clipped = bool(recording.events_of("clip_norm"))

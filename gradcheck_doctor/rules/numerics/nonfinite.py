@@ -4,9 +4,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.numerics.unsafe_log import LOGS, ROOTS, SMALLEST, clamped
 
 AFTER = ("GD706", "GD707", "GD201", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD701", "GD305")
 
@@ -28,7 +30,7 @@ class NonfiniteActivation(Rule):
     summary = "an operation gave NaN or infinity"
     threshold = Threshold(1.0, 1.0, "observed steps", "exact")
     order = 690
-    explains = ("GD803", "GD802", *AFTER)
+    explains = ("GD803", "GD802", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         broken = [(seen.step, o.index) for o in recording.operations for seen in o.observed
@@ -36,6 +38,8 @@ class NonfiniteActivation(Rule):
         if not broken:
             return
         step, index = min(broken)
+        if not recording.operations[index].module_type:
+            return                                        # in a loss written by hand, behind the model: GD803 says so
         operation = recording.operations[index]
         before = [s.forward.absmax for s in operation.observed if s.step < step and s.forward is not None and s.forward.finite]
         yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
@@ -71,7 +75,7 @@ class NonfiniteGradient(Rule):
     summary = "a gradient is NaN or infinite"
     threshold = Threshold(1.0, 1.0, "observed steps", "exact")
     order = 691
-    explains = ("GD803", *AFTER)
+    explains = ("GD803", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         broken = [(seen.step, -o.index) for o in recording.operations for seen in o.observed
@@ -104,7 +108,7 @@ class NonfiniteLoss(Rule):
     summary = "the loss is NaN or infinite"
     threshold = Threshold(1.0, 1.0, "losses", "exact")
     order = 692
-    explains = AFTER
+    explains = ("GD802", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         broken = [step for step, value in recording.curve if not math.isfinite(value)]
@@ -113,8 +117,27 @@ class NonfiniteLoss(Rule):
             return
         loss = next(iter([*single, *recording.losses]), None)
         place = loss.span if loss is not None and loss.span is not None else next((e.span for e in recording.events_of("backward")), None)
-        yield Measurement(value=float(len(broken) or 1), location=place, op=loss.op if loss is not None else "",
-                          evidence={"step": broken[0] if broken else 0, "count": len(broken) or 1})
+        culprit = _culprit(recording)
+        if culprit is not None:
+            place = culprit.called or place
+        yield Measurement(value=float(len(broken) or 1), location=place, op=culprit.op if culprit is not None else loss.op if loss is not None else "",
+                          operations=(culprit.index,) if culprit is not None else (), order=688 if culprit is not None else None,
+                          evidence={"step": broken[0] if broken else 0, "count": len(broken) or 1, "made_by": culprit.op if culprit is not None else ""})
 
     def message(self, m: Measurement) -> str:
-        return f"the loss is not finite from step {m.evidence['step']} on ({m.evidence['count']} times)"
+        maker = m.evidence["made_by"]
+        return f"the loss is not finite from step {m.evidence['step']} on ({m.evidence['count']} times)" + (f": {maker} reached the edge of its domain" if maker else "")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return clamped(m.op, m.location) if m.evidence["made_by"] else ()
+
+
+def _culprit(recording: Recording) -> Operation | None:
+    """The log or root whose input came to 0 in front of a loss that is not finite, when all before it was finite."""
+    for operation in recording.operations:
+        if operation.op in LOGS | ROOTS and operation.producers:
+            made = recording.operations[operation.producers[0]]
+            lows = [s.forward.minimum for s in made.observed if s.forward is not None and s.forward.finite]
+            if lows and min(lows) <= SMALLEST:
+                return operation
+    return None

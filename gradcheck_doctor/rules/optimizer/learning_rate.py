@@ -8,7 +8,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import first_nonfinite, learned, phase_start, progress
+from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite, learned, phase_start, progress
 from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, update_ratios
 
 HEALTHY = 1e-3         # update ratio aimed at
@@ -40,7 +40,8 @@ class LearningRateTooHigh(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         chosen = largest_lr(recording)
-        begin, broken = phase_start(recording), first_nonfinite(recording)
+        begin, broken, blow = phase_start(recording), first_nonfinite(recording), bad_batch(recording)
+        broken = blow if blow is not None else broken            # what a bad batch did to the weights is not the rate's doing
         ratios = update_ratios(recording, first=begin, last=broken)
         if chosen is None or len(ratios) < 5 or recording.total_steps < 10:
             return
@@ -49,7 +50,7 @@ class LearningRateTooHigh(Rule):
         early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
         first = max(early, default=0.0)
         value = max(median(finite), first / 3) if finite else math.inf
-        gone = progress(recording)
+        gone = progress(recording) if broken is None or blow is not None else progress(recording, broken)
         still = 0.1 if value < 0.1 else 0.3                  # a loss that falls contradicts a rate that is only somewhat high
         hurt = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
         yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",

@@ -1,20 +1,13 @@
 """Update ratios over a run, as the optimizer rules read them."""
 from __future__ import annotations
 
-from statistics import median
-
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
+from gradcheck_doctor.rules.flow import updates_by_step
 
 
 def update_ratios(recording: Recording, *, first: int = 0, last: int | None = None) -> list[float]:
     """Median over the weight matrices of rms(change) / rms(weight), one number an observed step."""
-    weights = {p.name for p in recording.parameters if p.trainable and len(p.shape) >= 2 and p.rms > 0}
-    steps: dict[int, list[float]] = {}
-    for name in weights:
-        for row in recording.parameter_steps.get(name, ()):
-            if row.update_ratio is not None and row.step >= first and (last is None or row.step < last):
-                steps.setdefault(row.step, []).append(row.update_ratio)
-    return [median(values) for _, values in sorted(steps.items())]
+    return [ratio for step, ratio in updates_by_step(recording).items() if step >= first and (last is None or step < last)]
 
 
 def largest_lr(recording: Recording) -> tuple[float, OptimizerRecord] | None:

@@ -11,8 +11,17 @@ REPEATS = 8            # times one weight is applied in a forward before we call
 def recurrent_operations(recording: Recording) -> list[Operation]:
     """Fused recurrent layers and hand-written recurrences (a trainable layer applied many times in one forward)."""
     fused = [o for o in recording.operations if o.category == "recurrent" and _trainable(recording, o)]
-    loops = [o for o in recording.operations if o.category in ("layer",) and _calls(recording, o) >= REPEATS and o.ordinal == 0 and _fed_back(recording, o)]
+    loops = [o for o in _first_uses(recording) if _calls(recording, o) >= REPEATS and _fed_back(recording, o)]
     return fused + loops
+
+
+def _first_uses(recording: Recording) -> list[Operation]:
+    """The first application of each weight."""
+    seen: dict[tuple[object, ...], Operation] = {}
+    for operation in recording.operations:
+        if operation.category == "layer" and operation.parameters:
+            seen.setdefault((operation.op, operation.parameters), operation)
+    return list(seen.values())
 
 
 def _trainable(recording: Recording, operation: Operation) -> bool:
@@ -41,12 +50,12 @@ def _fed_back(recording: Recording, operation: Operation) -> bool:
     return False
 
 
-def length(operation: Operation) -> int:
+def length(recording: Recording, operation: Operation) -> int:
     """Time steps: the longer of the first two axes of a fused layer's input is an upper bound; calls of a hand-written one."""
     if operation.category != "recurrent":
-        return operation.repeats
+        return max(operation.repeats, _calls(recording, operation))
     if operation.op.endswith("cell"):
-        return max(operation.repeats, 1)
+        return max(operation.repeats, _calls(recording, operation), 1)
     return max(operation.shape[:2], default=1) if len(operation.shape) == 3 else 1
 
 

@@ -32,7 +32,7 @@ class UnclippedRecurrent(Rule):
     explains = ("GD305", "GD302", "GD706", "GD707", "GD201", "GD701", "GD301", "GD303", "GD202", "GD803", "GD802", "GD801", "GD208", "GD209", "GD507")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        cells = [o for o in recurrent_operations(recording) if length(o) > 10]
+        cells = [o for o in recurrent_operations(recording) if length(recording, o) > 10]
         if not cells or recording.kind == "run" and clips(recording):
             return
         norms = [s.grad_norm for s in recording.steps if s.grad_norm is not None]
@@ -45,7 +45,7 @@ class UnclippedRecurrent(Rule):
         place = record.stepped if record is not None and record.stepped is not None else location(recording, cells[0])
         yield Measurement(value=factor, module=cells[0].module, modules=tuple(dict.fromkeys(o.module for o in cells)), op=cells[0].op, location=place,
                           operations=tuple(o.index for o in cells), cap="info" if recording.kind == "audit" or learned(recording) else None,
-                          evidence={"largest": factor, "spikes": len(spikes), "steps_of_time": length(cells[0])})
+                          evidence={"largest": factor, "spikes": len(spikes), "steps_of_time": length(recording, cells[0])})
 
     def message(self, m: Measurement) -> str:
         seen = f"; {m.evidence['spikes']} gradient spikes, the largest {m.value:.3g} times the running median (limit {{limit}})" if m.value >= 10 else ""

@@ -24,7 +24,7 @@ class UnwarmedHead(Rule):
     code = "GD901"
     name = "unwarmed-head"
     summary = "pretrained weights trained at the rate of a new head"
-    threshold = Threshold(1e-2, None, "largest update / weight of the pretrained part", "a hundredth of the weight in one step")
+    threshold = Threshold(1e-2, 1e-1, "largest update / weight of the pretrained part", "a hundredth of the weight in one step")
     order = 220
     explains = ("GD701", "GD201", "GD302", "GD305", "GD303", "GD301", "GD208", "GD706", "GD707", "GD209")
     kinds = ("run",)

@@ -1,0 +1,97 @@
+"""Cures at one layer: a bias that the norm takes away, dropout beside a norm or SELU, a logarithm of 0."""
+from __future__ import annotations
+
+import ast
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.tree import Tree
+
+NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")
+LOGS = ("log", "log2", "log10")
+ROOTS = ("sqrt", "rsqrt")
+
+
+def drop_bias(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """bias=False where the layer is constructed."""
+    edits = []
+    for span in context.built(prescription.modules):
+        tree = context.tree(span.file)
+        node = tree.call(span)
+        given = next((k.value for k in node.keywords if k.arg == "bias"), None)
+        if isinstance(given, ast.Constant):
+            edits.append(tree.replace(given, "False"))
+        elif given is not None or any(k.arg is None for k in node.keywords):
+            raise TreatmentRefused(f"bias comes from {tree.source(given) if given is not None else 'a dictionary'}; set it to False there")
+        else:
+            edits.append(tree.keyword(node, "bias=False"))
+    if not edits:
+        raise TreatmentRefused("the expression that builds the layer was not found")
+    return edits
+
+
+def alpha_dropout(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """AlphaDropout in place of Dropout in the function that builds the SELU layers."""
+    tree = context.tree(finding.location.file if finding.location is not None else None)
+    around = tree.function(tree.call(finding.location)) if finding.location is not None else None
+    edits = [tree.replace(n.func, tree.source(n.func).removesuffix("Dropout") + "AlphaDropout")
+             for n in ast.walk(around or tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Dropout"]
+    if not edits:
+        raise TreatmentRefused("nn.Dropout is not constructed beside the SELU layers")
+    return edits
+
+
+def swap_dropout_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """Dropout and the normalisation behind it change places in a Sequential or a list."""
+    edits = []
+    for span in context.built(prescription.modules):
+        tree = context.tree(span.file)
+        for norm in (n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and n.lineno == span.line and tree.span(n) == span):
+            siblings = tree.siblings(norm)
+            place = siblings.index(norm) if norm in siblings else 0
+            before = siblings[place - 1] if place else None
+            if isinstance(before, ast.Call) and "Dropout" in tree.source(before.func):
+                edits += [tree.replace(before, tree.source(norm)), tree.replace(norm, tree.source(before))]
+    if not edits:
+        raise TreatmentRefused("the dropout does not stand directly in front of the normalisation; move it behind")
+    return list(dict.fromkeys(edits))
+
+
+def clamp_input(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """log(p) becomes log(p.clamp(min=1e-7)), for every logarithm of the statement."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    statement = tree.statement(tree.call(prescription.span))
+    least = f"{float(prescription.arguments.get('minimum', 1e-7)):g}"
+    edits = []
+    for node in ast.walk(statement):
+        name = tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+        if not isinstance(node, ast.Call) or name not in LOGS + ROOTS:
+            continue
+        operand = _operand(tree, node)
+        text = tree.source(operand)
+        if "clamp" in text or "eps" in text:
+            continue
+        if not node.args:                                             # p.log(): in front of the dot, behind parentheses if there are any
+            end = tree.span(node.func)
+            dot = (end.end_column or 1) - len(name) - 1
+            edits.append(Edit(Span(end.file, end.end_line or end.line, dot, end.end_line, dot), f".clamp(min={least})"))
+            continue
+        simple = isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
+        edits.append(tree.replace(operand, f"{text if simple else f'({text})'}.clamp(min={least})"))
+    if not edits:
+        raise TreatmentRefused("the logarithm's input was not found, or is kept away from 0 already")
+    return edits
+
+
+def _operand(tree: Tree, node: ast.Call) -> ast.expr:
+    """p of torch.log(p) and of p.log()."""
+    if node.args:
+        return node.args[0]
+    if isinstance(node.func, ast.Attribute):
+        return node.func.value
+    raise TreatmentRefused("the operand of the call was not found")
+
+
+PLANNERS = {"drop-bias": drop_bias, "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input}

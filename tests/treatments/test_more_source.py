@@ -1,0 +1,72 @@
+"""Golden source edits at one layer and around the optimizer."""
+import pytest
+
+from gradcheck_doctor.errors import TreatmentRefused
+from tests.treatments.test_source import edit
+
+HEAD = "import torch\nfrom torch import nn\n"
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("conv = nn.Conv2d(3, 8, 3)", "conv = nn.Conv2d(3, 8, 3, bias=False)"), ("conv = nn.Conv2d(3, 8, 3, bias=True)", "conv = nn.Conv2d(3, 8, 3, bias=False)"),
+    ("conv = nn.Conv2d(in_channels=3, out_channels=8, kernel_size=3)", "conv = nn.Conv2d(in_channels=3, out_channels=8, kernel_size=3, bias=False)")])
+def test_drop_bias(tmp_path, before, after):
+    assert edit(tmp_path, HEAD + before + "\n", "drop-bias", layers=[("conv", "conv2d", before[7:])]) == HEAD + after + "\n"
+
+
+def test_drop_bias_refuses_a_bias_from_elsewhere(tmp_path):
+    with pytest.raises(TreatmentRefused, match="use_bias"):
+        edit(tmp_path, HEAD + "conv = nn.Conv2d(3, 8, 3, bias=use_bias)\n", "drop-bias", layers=[("conv", "conv2d", "nn.Conv2d(3, 8, 3, bias=use_bias)")])
+
+
+def test_alpha_dropout_and_swap(tmp_path):
+    text = HEAD + "net = nn.Sequential(nn.Linear(4, 4), nn.SELU(), nn.Dropout(0.1), nn.Linear(4, 1))\n"
+    assert edit(tmp_path, text, "alpha-dropout", layers=[("1", "selu", "nn.SELU()")]) == text.replace("nn.Dropout", "nn.AlphaDropout")
+    text = HEAD + "net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(p=0.1), nn.BatchNorm1d(4))\n"
+    assert edit(tmp_path, text, "swap-dropout-norm", layers=[("2", "batch_norm", "nn.BatchNorm1d(4)")]) == text.replace(
+        "nn.Dropout(p=0.1), nn.BatchNorm1d(4)", "nn.BatchNorm1d(4), nn.Dropout(p=0.1)")
+    apart = text.replace("nn.Dropout(p=0.1), ", "nn.Dropout(p=0.1), nn.ReLU(), ")
+    with pytest.raises(TreatmentRefused, match="directly in front"):
+        edit(tmp_path, apart, "swap-dropout-norm", layers=[("2", "batch_norm", "nn.BatchNorm1d(4)")])
+
+
+def test_clamp_every_log_of_the_statement(tmp_path):
+    text = HEAD + "def bce(p, y):\n    return -(y * torch.log(p) + (1 - y) * (1 - p).log()).mean()\n"
+    after = edit(tmp_path, text, "clamp-input", where="torch.log(p)", minimum=1e-7)
+    assert after == text.replace("torch.log(p)", "torch.log(p.clamp(min=1e-07))").replace("(1 - p).log()", "(1 - p).clamp(min=1e-07).log()")
+    with pytest.raises(TreatmentRefused, match="already"):
+        edit(tmp_path, after, "clamp-input", where="torch.log(p.clamp(min=1e-07))", minimum=1e-7)
+    assert "torch.sqrt((a + b).clamp(min=1e-07))" in edit(tmp_path, HEAD + "d = torch.sqrt(a + b)\n", "clamp-input", where="torch.sqrt(a + b)")
+
+
+def test_the_optimizer_gets_what_it_misses(tmp_path):
+    text = HEAD + "opt = torch.optim.SGD(net.body.parameters(), lr=0.1)\n"
+    where = "torch.optim.SGD(net.body.parameters(), lr=0.1)"
+    assert edit(tmp_path, text, "add-parameters", where=where, modules=("head",)) == text.replace("net.body.parameters()", "net.parameters()")
+    with pytest.raises(TreatmentRefused, match="ModuleList"):
+        edit(tmp_path, text.replace("net.body", "net"), "add-parameters", where=where.replace("net.body", "net"), modules=("head",))
+    with pytest.raises(TreatmentRefused, match="not built from"):
+        edit(tmp_path, text.replace("net.body.parameters()", "params"), "add-parameters", where=where.replace("net.body.parameters()", "params"), modules=("head",))
+
+
+def test_a_head_built_after_the_optimizer_gets_a_group(tmp_path):
+    text = HEAD + "opt = torch.optim.SGD(net.parameters(), lr=0.1)\nnet.head = nn.Linear(8, 3)\nprint(net)\n"
+    after = edit(tmp_path, text, "add-parameters", where="nn.Linear(8, 3)", modules=("head",))
+    assert after == text.replace("nn.Linear(8, 3)\n", 'nn.Linear(8, 3)\nopt.add_param_group({"params": net.head.parameters()})\n')
+
+
+def test_freeze_backbone_and_weight_decay(tmp_path):
+    text = HEAD + "def go(net):\n    opt = torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.5)\n    return opt\n"
+    where = "torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.5)"
+    after = edit(tmp_path, text, "freeze-backbone", where=where, modules=("Net_1.trunk.0", "Net_1.trunk.2"))
+    assert after == text.replace("    opt", "    net.trunk.requires_grad_(False)\n    opt")
+    assert edit(tmp_path, text, "weight-decay", where=where, weight_decay=0.05) == text.replace("weight_decay=0.5", "weight_decay=0.05")
+
+
+def test_grad_scaler(tmp_path):
+    text = HEAD + ("opt = torch.optim.SGD(net.parameters(), lr=0.1)\nfor x, y in data:\n    loss = f(net(x), y)\n    opt.zero_grad()\n    loss.backward()\n"
+                   "    nn.utils.clip_grad_norm_(net.parameters(), 1.0)\n    opt.step()\n")
+    assert edit(tmp_path, text, "grad-scaler") == HEAD + (
+        'opt = torch.optim.SGD(net.parameters(), lr=0.1)\nscaler = torch.amp.GradScaler("cuda" if torch.cuda.is_available() else "cpu")\n'
+        "for x, y in data:\n    loss = f(net(x), y)\n    opt.zero_grad()\n    scaler.scale(loss).backward()\n    scaler.unscale_(opt)\n"
+        "    nn.utils.clip_grad_norm_(net.parameters(), 1.0)\n    scaler.step(opt)\n    scaler.update()\n")
