@@ -1,15 +1,14 @@
-"""doctor fix: plan edits, prove each in a fresh process, keep what helps, write it in one atomic step."""
+"""doctor fix: plan edits, prove each in a fresh process, keep what helps."""
 from __future__ import annotations
 
-import difflib
 import os
-import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, ReportData
+from gradcheck_doctor.records.sources import encoded
 from gradcheck_doctor.treatments.plan import planned
 from gradcheck_doctor.treatments.tree import applied
 from gradcheck_doctor.treatments.tree import read as read_tree
@@ -29,26 +28,23 @@ class Repair:
     kept: list[tuple[Finding, Fix]] = field(default_factory=list)
     refused: list[tuple[Finding, Fix]] = field(default_factory=list)
     remaining: int = 0
+    end: ReportData | None = None          # what the last measurement of the kept text found; None when nothing was measured
 
     @property
     def changed(self) -> bool:
         return self.before != self.after
 
-    def diff(self) -> str:
-        """Unified diff, empty when nothing changes."""
-        name = os.path.relpath(self.file)
-        return "".join(difflib.unified_diff(self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), f"a/{name}", f"b/{name}"))
 
-
-def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, expression: str = "", arguments: Sequence[str] = ()) -> Repair:
-    """Cure the serious findings of `report` in `file`, the root cause first.
+def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, expression: str = "", arguments: Sequence[str] = (),
+           wanted: Callable[[Finding], bool] = lambda finding: True) -> Repair:
+    """Cure the serious findings of `report` in `file` that are `wanted`, the root cause first.
 
     Raises:
         TreatmentRefused: the file can't be edited at all.
     """
     text = read_tree(file).text
     result = Repair(file, text, text)
-    current = judge(report)
+    current = judge(_restricted(report, wanted))
     for _ in range(ROUNDS if verify else 1):
         step = _round(result, current, unsafe, verify, expression, arguments)
         if step is None:
@@ -57,11 +53,16 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
         result.after = new
         result.kept.append((finding, fix))
         if after is None or after.serious == 0:
-            current = after or current
+            current, result.end = after or current, after.report if after else None
             break
-        current = after
+        current, result.end = replace(after, report=_restricted(after.report, wanted)), after.report
     result.remaining = current.serious if verify else 0
     return result
+
+
+def _restricted(report: ReportData, wanted: Callable[[Finding], bool]) -> ReportData:
+    """The report without the cures of findings that are not to be touched; the findings still count in the proof."""
+    return replace(report, findings=tuple(f if wanted(f) else replace(f, fixes=()) for f in report.findings))
 
 
 def _round(result: Repair, before: Judgement, unsafe: bool, verify: bool, expression: str,
@@ -109,8 +110,8 @@ class _edited:
         if not self.result.changed:
             return self.result.file
         handle, self.path = tempfile.mkstemp(suffix=".py")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(self.result.after)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(encoded(self.result.after))
         return self.path
 
     def __exit__(self, *_: object) -> None:
@@ -149,28 +150,3 @@ def _same(a: str, b: str) -> bool:
 
 def _at(edit: Edit, file: str) -> Edit:
     return replace(edit, span=replace(edit.span, file=file))
-
-
-def write(result: Repair) -> None:
-    """Replace the file in one step: a write that is interrupted leaves the old or the new file, never half.
-
-    Raises:
-        TreatmentRefused: it is read-only or outside the working directory.
-    """
-    path = os.path.realpath(result.file)
-    if os.path.relpath(path).startswith(".."):
-        raise TreatmentRefused(f"{result.file} is outside the working directory; run doctor from its project, or use --diff")
-    if not os.access(path, os.W_OK):
-        raise TreatmentRefused(f"{result.file} is read-only; make it writable, or use --diff")
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(result.after)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise

@@ -15,6 +15,7 @@ from statistics import median
 
 from gradcheck_doctor.records.codec import from_json
 from gradcheck_doctor.records.findings import Finding, ReportData, Verified
+from gradcheck_doctor.records.sources import encoded
 
 SECONDS = 170          # for one run of a script
 LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation"})
@@ -72,8 +73,8 @@ def _beside(file: str, text: str) -> Iterator[str]:
     except OSError:
         handle, path = tempfile.mkstemp(prefix=f"doctor_{Path(file).stem}_", suffix=".py")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(encoded(text))
         yield path
     finally:
         os.unlink(path)

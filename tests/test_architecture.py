@@ -11,6 +11,7 @@ ALLOWED = {
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
     "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
     "live": SHARED | {"treatments", "observe"},
+    "patch": SHARED | {"treatments", "repair"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "store": {"records", "errors", "store"},
     "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},

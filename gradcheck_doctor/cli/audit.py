@@ -15,17 +15,21 @@ from gradcheck_doctor.cli.options import Shared, shared_options
 @click.option("--steps", type=click.IntRange(0), default=0, help="Train a throw-away copy that many steps and judge what happens.")
 @click.option("--device", help="Device to build the model on.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--skip-unbuildable", is_flag=True, help="Pass over files without a model that can be built, as hooks do.")
 @shared_options
 def command(targets: tuple[str, ...], batch: str | None, loss: str | None, optimizer: str | None, inputs: tuple[str, ...], steps: int,
-            device: str | None, seed: int, shared: Shared) -> int:
+            device: str | None, seed: int, skip_unbuildable: bool, shared: Shared) -> int:
     """Build the models of TARGET, probe each with one batch and report what keeps it from training.
 
     TARGET is path.py, path.py:NAME, path.py:EXPR, package.module:EXPR or a folder.
     """
     from gradcheck_doctor.cli.output import deliver
     from gradcheck_doctor.session import audit_target
-    from gradcheck_doctor.targets.resolve import Options, resolve
+    from gradcheck_doctor.targets.resolve import Options, buildable, resolve
 
     options = Options(batch=batch, loss=loss, optimizer=optimizer, inputs=inputs, device=device, seed=seed)
-    found = [target for spec in targets for target in resolve(spec, options)]
+    if skip_unbuildable:
+        found = [target for spec in targets for target in buildable(spec, options, say=lambda text: click.echo(text, err=True))]
+    else:
+        found = [target for spec in targets for target in resolve(spec, options)]
     return deliver([audit_target(t, config=shared.config, steps=steps).report for t in found], shared)

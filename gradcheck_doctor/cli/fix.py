@@ -1,90 +1,172 @@
-"""doctor fix TARGET, doctor fix --from REPORT.json"""
+"""doctor fix TARGET..., doctor fix --from REPORT.json"""
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
+from gradcheck_doctor import baseline
+from gradcheck_doctor.cli.options import Shared, shared_options
 from gradcheck_doctor.errors import ConfigError
-from gradcheck_doctor.records.findings import ReportData
+from gradcheck_doctor.records.codec import relative
+from gradcheck_doctor.records.findings import SEVERITIES, Finding, ReportData
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.repair import Repair
 
 
-@click.command("fix", context_settings={"ignore_unknown_options": True})
-@click.argument("target", required=False)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.command("fix")
+@click.argument("targets", nargs=-1, metavar="TARGET... | SCRIPT -- [ARGS...]")
 @click.option("--from", "source", type=click.Path(), metavar="REPORT", help="Use the findings of a stored JSON report.")
 @click.option("--run", "run_", is_flag=True, help="TARGET is a training script: run it first; its arguments follow after --.")
-@click.option("--diff", is_flag=True, help="Print a unified diff and write nothing.")
+@click.option("--diff", is_flag=True, help="Print a unified diff and write nothing; exit 1 if there is one.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if there is something to fix.")
 @click.option("--unsafe-fixes", is_flag=True, help="Also fixes that change what the program does.")
 @click.option("--verify/--no-verify", default=True, help="Keep only what is measured to help [default: verify].")
-@click.option("--verbose", "-v", is_flag=True, help="Also say why candidates were not kept.")
-def command(target: str | None, arguments: tuple[str, ...], source: str | None, run_: bool, diff: bool, check: bool, unsafe_fixes: bool, verify: bool,
-            verbose: bool) -> int:
-    """Turn findings into source edits, each proven by running (or probing) the edited file in a fresh process."""
-    from gradcheck_doctor.repair import repair, write
+@click.option("--skip-unbuildable", is_flag=True, help="Pass over files without a model that can be built, as hooks do.")
+@shared_options
+def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool, check: bool, unsafe_fixes: bool, verify: bool,
+            skip_unbuildable: bool, shared: Shared) -> int:
+    """Turn findings into source edits, each proven by running (or probing) the edited file in a fresh process.
 
-    report = _stored(source) if source else _fresh(target, run_, arguments)
-    file, expression = _file(report)
-    result = repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments)
-    for finding, fix in result.kept:
-        proof = f" ({fix.verified.status})" if verify else " (not verified)"
-        click.echo(f"{'would fix' if diff or check else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=diff)
-    if verbose or not result.kept:
-        for finding, fix in result.refused:
-            click.echo(f"not kept: {finding.code} {fix.prescription.title}: {fix.refusal or fix.verified.reason or fix.verified.status}", err=True)
-    if not result.changed:
-        click.echo("nothing to fix" if not any(f.severity != "info" for f in report.findings) else "no fix was kept; the file is unchanged", err=True)
-        return int(any(f.severity != "info" for f in report.findings)) if not check else 0
-    if diff:
-        click.echo(result.diff(), nl=False)
-        return 1
-    if check:
-        return 1
-    write(result)
-    return int(result.remaining > 0)
+    With --format or --output the report says what became of every fix: its edits and figures before and after, or why it was not kept.
+    """
+    from gradcheck_doctor.cli.output import chosen_format, rendered, write
+    from gradcheck_doctor.patch import patches, repaired, writable
+    from gradcheck_doctor.repair import repair
+
+    reports = _stored(source) if source else _fresh(targets, run_, skip_unbuildable, shared)
+    arguments = targets if source else targets[1:] if run_ else ()
+    wanted = _wanted(shared)
+    places = [_file(report) for report in reports]
+    if not (diff or check):
+        for file, _ in places:
+            writable(file)
+    repairs = [repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments, wanted=wanted)
+               for report, (file, expression) in zip(reports, places, strict=True)]
+    made, left = patches(repairs)
+    done: list[Repair] = [replace(r, kept=[], after=r.before) if any(r is x for x in left) else r for r in repairs]
+    output: str | None = None
+    if chosen_format(shared) is not None:
+        output = rendered([repaired(report, r) for report, r in zip(reports, done, strict=True)], shared)
+    if diff and not (output and shared.output is None):
+        click.get_binary_stream("stdout").write(b"".join(p.diff() for p in made))
+    if not (diff or check):
+        for patch in made:
+            if patch.changed:
+                patch.write()
+    _say(done, left, output is not None or diff, diff or check, verify, shared)
+    if output is not None:
+        write(output, shared.output)
+    if diff or check:
+        return int(any(p.changed for p in made))
+    return _status(reports, done, left, wanted, shared)
 
 
-def _stored(path: str) -> ReportData:
+def _say(repairs: Sequence[Repair], left: Sequence[Repair], quiet_stdout: bool, dry: bool, verify: bool, shared: Shared) -> None:
+    """One line a fix; on stderr where stdout belongs to a diff or a report."""
+    for result in repairs:
+        for finding, fix in result.kept:
+            proof = f" ({fix.verified.status})" if verify else " (not verified)"
+            click.echo(f"{'would fix' if dry else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=quiet_stdout)
+        if shared.verbose or not result.kept:
+            for finding, fix in result.refused:
+                click.echo(f"not kept: {finding.code} {fix.prescription.title}: {fix.refusal or fix.verified.reason or fix.verified.status}", err=True)
+    for result in left:
+        click.echo(f"{result.file}: another fix touches the same lines; run doctor fix once more", err=True)
+    if not any(result.kept for result in repairs):
+        click.echo("no fix was kept; nothing was changed" if any(r.refused for r in repairs) else "nothing to fix", err=True)
+
+
+def _status(reports: Sequence[ReportData], repairs: Sequence[Repair], left: Sequence[Repair], wanted: Callable[[Finding], bool], shared: Shared) -> int:
+    """1 when a wanted finding at or above --fail-on remains."""
+    if shared.exit_zero or shared.config.fail_on == "never":
+        return 0
+    lowest = SEVERITIES.index(shared.config.fail_on)
+    ends = [r.end if r.end is not None or r.changed else report for report, r in zip(reports, repairs, strict=True)]
+    return int(bool(left) or any(SEVERITIES.index(f.severity) >= lowest and wanted(f) for end in ends if end is not None for f in end.findings))
+
+
+def _wanted(shared: Shared) -> Callable[[Finding], bool]:
+    """Whether a finding is to be fixed: its rule is selected and it is not in the baseline.
+
+    The proof looks at all rules, whatever is selected: a fix that brings another sickness is no fix.
+    """
+    from gradcheck_doctor.rules.engine import selected
+
+    codes = selected(shared.config)
+    known = baseline.read(shared.config.baseline) if shared.config.baseline else frozenset()
+
+    def wanted(finding: Finding) -> bool:
+        place = finding.location
+        names = {place.file, relative(place.file), os.path.abspath(place.file)} if place is not None else set()
+        same = [replace(finding, location=replace(place, file=name)) for name in names if place is not None] or [finding]
+        return finding.code in codes and not any(f.fingerprint in known for f in same)
+
+    return wanted
+
+
+def _stored(path: str) -> list[ReportData]:
+    """Reports of a stored file that name a source file and have something serious."""
     from gradcheck_doctor.records.codec import from_json
 
     try:
         with open(path, encoding="utf-8") as file:
-            return from_json(json.load(file))
+            data = json.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(data, dict) or "reports" not in data:
+        return [from_json(data)]
+    serious = [r for d in data["reports"] if (r := from_json(d)).verdict != "healthy"]
+    for report in serious:
+        if not _is_file(report):
+            click.echo(f"doctor: passed over {report.target}: it is no file", err=True)
+    return [r for r in serious if _is_file(r)]
 
 
-def _fresh(target: str | None, run_: bool, arguments: tuple[str, ...]) -> ReportData:
+def _fresh(targets: Sequence[str], run_: bool, skip: bool, shared: Shared) -> list[ReportData]:
     """Findings gathered now, in this process for an audit, in a fresh one for a script."""
-    if target is None:
+    from gradcheck_doctor.treatments.tree import read
+
+    if not targets:
         raise click.UsageError("give a TARGET, or --from REPORT.json")
     if run_:
-        from gradcheck_doctor.treatments.tree import read
-        from gradcheck_doctor.verify import measure
-
-        report = measure(read(target).text, target, run=True, arguments=arguments)
-        if report is None:
-            raise ConfigError(f"{target} crashed or did not end; try: doctor run {target}")
-        from dataclasses import replace
-
-        from gradcheck_doctor.repair import _moved
-
-        return replace(_moved(report, target), target=target)
+        return [_ran(targets[0], targets[1:])]
     from gradcheck_doctor.session import audit_target
-    from gradcheck_doctor.targets.resolve import resolve
+    from gradcheck_doctor.targets.resolve import buildable, resolve, split
 
-    found = resolve(target)
-    if len(found) > 1:
-        raise ConfigError(f"{target} holds several models; name one: " + ", ".join(t.name for t in found))
-    return audit_target(found[0]).report
+    for target in targets:
+        name = split(target)[0]
+        if os.path.isfile(name) and not skip:
+            read(name)                                    # what can't be edited is said before anything runs
+    found = [t for spec in targets for t in (buildable(spec, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec))]
+    return [audit_target(t).report for t in found]
+
+
+def _ran(script: str, arguments: Sequence[str]) -> ReportData:
+    from gradcheck_doctor.repair import _moved
+    from gradcheck_doctor.treatments.tree import read
+    from gradcheck_doctor.verify import measure
+
+    report = measure(read(script).text, script, run=True, arguments=arguments)
+    if report is None:
+        raise ConfigError(f"{script} crashed or did not end; try: doctor run {script}")
+    return replace(_moved(report, script), target=script)
+
+
+def _is_file(report: ReportData) -> bool:
+    return report.target.partition(":")[0].endswith(".py")
 
 
 def _file(report: ReportData) -> tuple[str, str]:
     """(file to edit, expression in it)."""
     file, _, expression = report.target.partition(":")
-    if not file.endswith(".py"):
+    if not _is_file(report):
         raise ConfigError(f"{report.target} is no file; doctor fix edits the source of a file")
     return file, expression

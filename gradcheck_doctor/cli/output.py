@@ -15,6 +15,8 @@ from gradcheck_doctor.records.findings import SEVERITIES, ReportData
 from gradcheck_doctor.report.render import RuleInfo, Style, format_of, render
 from gradcheck_doctor.rules.registry import rules
 
+WITH_EDITS = frozenset({"json", "sarif", "rdjson"})
+
 
 def deliver(reports: Sequence[ReportData], shared: Shared) -> int:
     """Write the reports and return the exit status."""
@@ -22,13 +24,30 @@ def deliver(reports: Sequence[ReportData], shared: Shared) -> int:
         baseline.write(shared.write_baseline, [f for r in reports for f in r.findings])
     reports = [_filtered(r, shared) for r in reports]
     status = exit_status(reports, shared)
-    chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
+    if chosen_format(shared) in WITH_EDITS:
+        from gradcheck_doctor.patch import with_edits
+
+        reports = [with_edits(r) for r in reports]
+    write(rendered(reports, shared), shared.output)
+    return status
+
+
+def chosen_format(shared: Shared) -> str | None:
+    """What --format, else the suffix of --output asks for."""
+    return shared.format or (format_of(shared.output) if shared.output else None)
+
+
+def rendered(reports: Sequence[ReportData], shared: Shared) -> str:
+    """The reports in the chosen format, findings below --severity left out."""
     lowest = SEVERITIES.index(shared.config.severity)
     shown = [replace(r, findings=tuple(f for f in r.findings if SEVERITIES.index(f.severity) >= lowest)) for r in reports]
-    style = Style({r.code: RuleInfo(r.code, r.name, r.summary, r.page()) for r in rules()}, verbose=shared.verbose, quiet=shared.quiet,
-                  colour=_coloured(shared))
-    write(render(shown, chosen, style), shared.output)
-    return status
+    style = Style(rule_infos(), verbose=shared.verbose, quiet=shared.quiet, colour=_coloured(shared))
+    return render(shown, chosen_format(shared) or "text", style)
+
+
+def rule_infos() -> dict[str, RuleInfo]:
+    """What machine formats say about each rule, by code."""
+    return {r.code: RuleInfo(r.code, r.name, r.summary, r.page()) for r in rules()}
 
 
 def write(text: str, output: str | None) -> None:

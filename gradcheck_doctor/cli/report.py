@@ -15,7 +15,7 @@ from gradcheck_doctor.errors import ConfigError
 @click.option("--verbose", "-v", is_flag=True)
 def command(record: str, format_: str | None, output: str | None, verbose: bool) -> int:
     """Render a report that was stored as JSON."""
-    from gradcheck_doctor.cli.output import write
+    from gradcheck_doctor.cli.output import rule_infos, write
     from gradcheck_doctor.records.codec import from_json
     from gradcheck_doctor.report.render import Style, format_of, render
 
@@ -28,5 +28,5 @@ def command(record: str, format_: str | None, output: str | None, verbose: bool)
         raise ConfigError(f"{record} is no JSON: {error}") from error
     reports = [from_json(d) for d in data["reports"]] if isinstance(data, dict) and "reports" in data else [from_json(data)]
     chosen = format_ or (format_of(output) if output else None) or "text"
-    write(render(reports, chosen, Style({}, verbose=verbose)), output)
+    write(render(reports, chosen, Style(rule_infos(), verbose=verbose)), output)
     return 0

@@ -50,6 +50,11 @@ def _findings(rule: type[Rule], recording: Recording, threshold: Threshold | Non
         return []
 
 
+def selected(config: Any) -> frozenset[str]:
+    """Codes of the rules that a configuration turns on."""
+    return frozenset(rule.code for rule in _active(config, (), ()))
+
+
 def _active(config: Any, select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[type[Rule], ...]:
     chosen = tuple(getattr(config, "select", ()) or ()) + select
     extra = tuple(getattr(config, "extend_select", ()) or ())

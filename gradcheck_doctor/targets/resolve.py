@@ -60,6 +60,21 @@ def resolve(spec: str, options: Options | None = None) -> list[Target]:
     return [_target(name, model, module, options, log) for name, model in models]
 
 
+def buildable(spec: str, options: Options | None = None, *, say: Callable[[str], None] = lambda text: None) -> list[Target]:
+    """Targets of a file, none when it defines no model or its models can't be built; `say` is told why.
+
+    A file that defines no model is not even imported: hooks pass every changed file.
+    """
+    left, expression = split(spec)
+    try:
+        if not expression and Path(left).is_file() and not _defines_models(parse(Path(left))):
+            return []
+        return resolve(spec, options)
+    except (TargetError, BatchError) as error:
+        say(f"doctor: passed over {spec}: {str(error).splitlines()[0]}")
+        return []
+
+
 def _importable(name: str) -> bool:
     import importlib.util
 

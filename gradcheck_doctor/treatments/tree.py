@@ -3,12 +3,18 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.sources import decoded, lines_of
+
+GENERATED = re.compile(r"@generated\b|\bdo not (edit|modify)\b|\bauto(matically)?[- ]?generated\b", re.IGNORECASE)
+INDENT = "    "
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,11 @@ class Tree:
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        return self.text.splitlines(keepends=True)
+        return lines_of(self.text)
+
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        return _starts(self.lines)
 
     @functools.cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
@@ -40,8 +50,10 @@ class Tree:
         return len(self.lines[line - 1].encode()[:offset].decode(errors="ignore"))
 
     def source(self, node: ast.AST) -> str:
-        """The text of a node."""
-        return ast.get_source_segment(self.text, node) or ""
+        """The text of a node, empty where it has no place of its own."""
+        if getattr(node, "end_lineno", None) is None:
+            return ""
+        return _slice(self.text, self.starts, self.span(node))
 
     def call(self, span: Span | None) -> ast.Call:
         """The call that `span` is exactly.
@@ -72,8 +84,27 @@ class Tree:
         return next((n for n in self.up(node) if isinstance(n, ast.FunctionDef)), None)
 
     def indent(self, statement: ast.stmt) -> str:
+        """The white space in front of a statement's line; a form feed before it begins a page, not an indentation."""
         line = self.lines[statement.lineno - 1]
-        return line[: len(line) - len(line.lstrip())]
+        return line[: len(line) - len(line.lstrip(" \t\f"))].rpartition("\f")[2]
+
+    @functools.cached_property
+    def unit(self) -> str:
+        """What this file indents a block with."""
+        for node in ast.walk(self.root):
+            body = getattr(node, "body", None)
+            if isinstance(node, ast.stmt) and isinstance(body, list) and body and body[0].lineno > node.lineno:
+                return self.indent(body[0]).removeprefix(self.indent(node)) or INDENT
+        return INDENT
+
+    def block(self, statement: ast.stmt, lines: Iterable[str]) -> str:
+        """Lines at a statement's indentation, written with four spaces a level, in this file's own indentation and line ends."""
+        rows = []
+        for line in lines:
+            bare = line.lstrip(" ")
+            levels, rest = divmod(len(line) - len(bare), len(INDENT))
+            rows.append((self.indent(statement) + self.unit * levels + " " * rest + bare if bare else "") + self.newline)
+        return "".join(rows)
 
     def replace(self, node: ast.AST, text: str) -> Edit:
         return Edit(self.span(node), text)
@@ -95,15 +126,13 @@ class Tree:
         return list(parent.elts) if isinstance(parent, (ast.List, ast.Tuple)) else []
 
     def before(self, statement: ast.stmt, lines: Iterable[str]) -> Edit:
-        """Insert whole lines in front of a statement, at its indentation."""
-        indent = self.indent(statement)
-        place = Span(self.file, statement.lineno, 1, statement.lineno, 1)
-        return Edit(place, "".join(f"{indent}{line}{self.newline}" for line in lines))
+        """Insert whole lines in front of a statement and its decorators, at its indentation."""
+        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+        return Edit(Span(self.file, first, 1, first, 1), self.block(statement, lines))
 
     def after(self, statement: ast.stmt, lines: Iterable[str]) -> Edit:
         """Insert whole lines behind a statement, at its indentation."""
-        indent, end = self.indent(statement), (statement.end_lineno or statement.lineno)
-        block = "".join(f"{indent}{line}{self.newline}" for line in lines)
+        end, block = (statement.end_lineno or statement.lineno), self.block(statement, lines)
         if end >= len(self.lines) and not self.text.endswith("\n"):
             return Edit(Span(self.file, end, len(self.lines[-1]) + 1, end, len(self.lines[-1]) + 1), self.newline + block.rstrip("\r\n"))
         return Edit(Span(self.file, end + 1, 1, end + 1, 1), block)
@@ -129,26 +158,68 @@ class Tree:
 
 
 def read(file: str) -> Tree:
-    """Read a file as it is, newlines kept.
+    """Read a file as it is: in its own encoding, newlines kept, without its byte order mark.
 
     Raises:
-        TreatmentRefused: it cannot be read or parsed, or says that it is generated.
+        TreatmentRefused: it cannot be read or parsed, or is no source that a person edits.
     """
+    if file.endswith(".ipynb"):
+        raise TreatmentRefused(f"{file} is a notebook; export it (jupyter nbconvert --to script {file}), fix the script and carry the change over")
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            text = stream.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TreatmentRefused(f"{file} cannot be read as UTF-8: {error}") from error
-    if text.startswith("\ufeff"):
-        raise TreatmentRefused(f"{file} starts with a byte order mark; remove it first")
-    if "@generated" in text[:2000] or "DO NOT EDIT" in text[:2000]:
+        text = decoded(Path(file).read_bytes())
+    except OSError as error:
+        raise TreatmentRefused(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise TreatmentRefused(f"{file} cannot be read as Python source: {error}") from error
+    if re.search(r"\r(?!\n)", text):
+        raise TreatmentRefused(f"{file} has bare carriage returns, which editors, git and Python count as lines differently; convert its line ends first")
+    if any(GENERATED.search(line) for line in _head(text)):
         raise TreatmentRefused(f"{file} says that it is generated; change its source instead")
-    tree = Tree(file, text)
     try:
         ast.parse(text)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise TreatmentRefused(f"{file} does not parse: {error}") from error
-    return tree
+    return Tree(file, text)
+
+
+def _head(text: str) -> Iterator[str]:
+    """Comments before the first statement, and the docstring's lines."""
+    quoted = False
+    for line in lines_of(text)[:60]:
+        bare = line.strip()
+        quotes = bare.count('"""') + bare.count("'''")
+        if not (quoted or quotes or bare.startswith("#") or not bare):
+            return
+        quoted ^= quotes % 2 == 1
+        yield line
+
+
+def _starts(lines: Iterable[str]) -> list[int]:
+    """Offset of each line's first character, and of the end."""
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    return starts
+
+
+def _slice(text: str, starts: list[int], span: Span) -> str:
+    begin, end = offsets(starts, span)
+    return text[begin:end]
+
+
+def offsets(starts: list[int], span: Span) -> tuple[int, int]:
+    """(begin, end) of a span as character offsets.
+
+    Raises:
+        TreatmentRefused: the text has no such place.
+    """
+    last, column = span.end_line or span.line, span.end_column or span.column
+    if not (1 <= span.line <= len(starts) and 1 <= last <= len(starts)):
+        raise TreatmentRefused("the file has changed since the report was made")
+    begin, end = starts[span.line - 1] + span.column - 1, starts[last - 1] + column - 1
+    if not 0 <= begin <= end <= starts[-1]:
+        raise TreatmentRefused("the file has changed since the report was made")
+    return begin, end
 
 
 def applied(text: str, edits: Iterable[Edit]) -> str:
@@ -157,13 +228,8 @@ def applied(text: str, edits: Iterable[Edit]) -> str:
     Raises:
         TreatmentRefused: two edits overlap, or the result does not parse.
     """
-    lines = text.splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    unique = list(dict.fromkeys(edits))
-    places = sorted(((starts[e.span.line - 1] + e.span.column - 1, starts[(e.span.end_line or e.span.line) - 1] + (e.span.end_column or e.span.column) - 1, e.text)
-                     for e in unique), reverse=True)
+    starts = _starts(lines_of(text))
+    places = sorted(((*offsets(starts, e.span), e.text) for e in dict.fromkeys(edits)), reverse=True)
     for (begin, _, _), (_, end, _) in zip(places, places[1:], strict=False):
         if end > begin:
             raise TreatmentRefused("two edits touch the same expression")
@@ -171,6 +237,6 @@ def applied(text: str, edits: Iterable[Edit]) -> str:
         text = text[:begin] + new + text[end:]
     try:
         ast.parse(text)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise TreatmentRefused(f"the edited file would not parse: {error}") from error
     return text

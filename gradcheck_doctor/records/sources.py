@@ -1,0 +1,47 @@
+"""Source text as Python reads it: encoding cookie, byte order mark, line ends; and back to the same bytes."""
+from __future__ import annotations
+
+import codecs
+import io
+import tokenize
+
+
+def decoded(raw: bytes) -> str:
+    """Text of a source file without its byte order mark, line ends kept.
+
+    Raises:
+        ValueError: the encoding is unknown or does not fit, or the text could not be written back byte for byte.
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        text = raw.decode(encoding)
+    except (SyntaxError, LookupError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    if encoded(text, mark=raw.startswith(codecs.BOM_UTF8)) != raw:
+        raise ValueError(f"it can't be kept byte for byte in {encoding}")
+    return text
+
+
+def encoded(text: str, *, mark: bool = False) -> bytes:
+    """Bytes of a source file, in the encoding that its own cookie names (UTF-8 without one).
+
+    Args:
+        text: the source, without a byte order mark.
+        mark: begin with the UTF-8 byte order mark.
+
+    Raises:
+        ValueError: a character has no place in that encoding.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(text.encode("utf-8", "surrogatepass")).readline)
+    return (codecs.BOM_UTF8 if mark else b"") + text.encode(encoding)
+
+
+def lines_of(text: str) -> list[str]:
+    r"""Lines with their ends, counted as the Python parser does.
+
+    `str.splitlines` also breaks at form feeds, U+0085, U+2028 and others, which the parser takes as ordinary characters.
+
+    >>> lines_of("a = '\u2028'\r\nb = 2\n")
+    ["a = '\u2028'\r\n", 'b = 2\n']
+    """
+    return list(io.StringIO(text, newline=""))
