@@ -62,26 +62,14 @@ class Patch:
         A symbolic link stays one, what it points to is replaced; mode and owner are kept.
 
         Raises:
-            TreatmentRefused: it is read-only, outside the working directory, or was changed since it was read.
+            TreatmentRefused: it is read-only, outside the working directory, was changed since it was read, or the disk refuses.
         """
         path = writable(self.file)
         content = self._bytes(Path(path).read_bytes())
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".doctor", dir=os.path.dirname(path))
+            _replace(path, content)
         except OSError as error:
-            raise TreatmentRefused(f"{self.file} can't be replaced: {error.strerror or error}; use --diff") from error
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            _like(temporary, path)
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
-        _settle(os.path.dirname(path))
+            raise TreatmentRefused(f"{self.file} can't be written: {error.strerror or error}; it is as it was, --diff prints the change") from error
 
 
 def writable(file: str) -> str:
@@ -102,6 +90,22 @@ def writable(file: str) -> str:
 def _rows(raw: bytes) -> list[bytes]:
     """Lines as git and patch count them."""
     return io.BytesIO(raw).readlines()
+
+
+def _replace(path: str, content: bytes) -> None:
+    """All of the content under another name first, safe on the disk, then the name in one step."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".doctor", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _like(temporary, path)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _settle(os.path.dirname(path))
 
 
 def _like(temporary: str, path: str) -> None:

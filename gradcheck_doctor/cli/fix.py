@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import click
 
 from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Shared, shared_options
-from gradcheck_doctor.errors import ConfigError
+from gradcheck_doctor.errors import ConfigError, TreatmentRefused
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import SEVERITIES, Finding, ReportData
 
@@ -36,33 +37,34 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     With --format or --output the report says what became of every fix: its edits and figures before and after, or why it was not kept.
     """
     from gradcheck_doctor.cli.output import chosen_format, rendered, write
-    from gradcheck_doctor.patch import patches, repaired, writable
+    from gradcheck_doctor.patch import patches, repaired
     from gradcheck_doctor.repair import repair
 
-    reports = _stored(source) if source else _fresh(targets, run_, skip_unbuildable, shared)
+    dry = diff or check
+    for target in () if source or skip_unbuildable else targets[:1] if run_ else targets:
+        _editable(target.partition(":")[0], skip_unbuildable, dry)
+    reports = _stored(source) if source else _fresh(targets, run_, skip_unbuildable)
     arguments = targets if source else targets[1:] if run_ else ()
     wanted = _wanted(shared)
-    places = [_file(report) for report in reports]
-    if not (diff or check):
-        for file, _ in places:
-            writable(file)
-    repairs = [repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments, wanted=wanted)
-               for report, (file, expression) in zip(reports, places, strict=True)]
-    made, left = patches(repairs)
-    done: list[Repair] = [replace(r, kept=[], after=r.before) if any(r is x for x in left) else r for r in repairs]
+    results: list[Repair | None] = []
+    for report in reports:
+        file, expression = _file(report, skip_unbuildable, dry)
+        results.append(repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments, wanted=wanted) if file else None)
+    made, left = patches([r for r in results if r is not None])
+    done = [replace(r, kept=[], after=r.before) if r is not None and any(r is x for x in left) else r for r in results]
     output: str | None = None
     if chosen_format(shared) is not None:
-        output = rendered([repaired(report, r) for report, r in zip(reports, done, strict=True)], shared)
+        output = rendered([repaired(report, r) if r is not None else report for report, r in zip(reports, done, strict=True)], shared)
     if diff and not (output and shared.output is None):
-        click.get_binary_stream("stdout").write(b"".join(p.diff() for p in made))
-    if not (diff or check):
-        for patch in made:
-            if patch.changed:
-                patch.write()
-    _say(done, left, output is not None or diff, diff or check, verify, shared)
+        sys.stdout.buffer.write(b"".join(p.diff() for p in made))
+        sys.stdout.flush()
+    for patch in () if dry else made:
+        if patch.changed:
+            patch.write()
+    _say([r for r in done if r is not None], left, output is not None or diff, dry, verify, shared)
     if output is not None:
         write(output, shared.output)
-    if diff or check:
+    if dry:
         return int(any(p.changed for p in made))
     return _status(reports, done, left, wanted, shared)
 
@@ -79,15 +81,15 @@ def _say(repairs: Sequence[Repair], left: Sequence[Repair], quiet_stdout: bool, 
     for result in left:
         click.echo(f"{result.file}: another fix touches the same lines; run doctor fix once more", err=True)
     if not any(result.kept for result in repairs):
-        click.echo("no fix was kept; nothing was changed" if any(r.refused for r in repairs) else "nothing to fix", err=True)
+        click.echo("no fix was kept; nothing was changed" if repairs else "nothing to fix", err=True)
 
 
-def _status(reports: Sequence[ReportData], repairs: Sequence[Repair], left: Sequence[Repair], wanted: Callable[[Finding], bool], shared: Shared) -> int:
+def _status(reports: Sequence[ReportData], repairs: Sequence[Repair | None], left: Sequence[Repair], wanted: Callable[[Finding], bool], shared: Shared) -> int:
     """1 when a wanted finding at or above --fail-on remains."""
     if shared.exit_zero or shared.config.fail_on == "never":
         return 0
     lowest = SEVERITIES.index(shared.config.fail_on)
-    ends = [r.end if r.end is not None or r.changed else report for report, r in zip(reports, repairs, strict=True)]
+    ends = [r.end if r is not None and (r.end is not None or r.changed) else report for report, r in zip(reports, repairs, strict=True)]
     return int(bool(left) or any(SEVERITIES.index(f.severity) >= lowest and wanted(f) for end in ends if end is not None for f in end.findings))
 
 
@@ -110,6 +112,28 @@ def _wanted(shared: Shared) -> Callable[[Finding], bool]:
     return wanted
 
 
+def _editable(file: str, skip: bool, dry: bool) -> bool:
+    """Whether a file can be edited.
+
+    Raises:
+        TreatmentRefused: it can't, and is not to be passed over.
+    """
+    from gradcheck_doctor.patch import writable
+    from gradcheck_doctor.treatments.tree import read
+
+    try:
+        if os.path.isfile(file):
+            read(file)
+            if not dry:
+                writable(file)
+    except TreatmentRefused as error:
+        if not skip:
+            raise
+        click.echo(f"doctor: passed over: {error}", err=True)
+        return False
+    return True
+
+
 def _stored(path: str) -> list[ReportData]:
     """Reports of a stored file that name a source file and have something serious."""
     from gradcheck_doctor.records.codec import from_json
@@ -130,21 +154,15 @@ def _stored(path: str) -> list[ReportData]:
     return [r for r in serious if _is_file(r)]
 
 
-def _fresh(targets: Sequence[str], run_: bool, skip: bool, shared: Shared) -> list[ReportData]:
+def _fresh(targets: Sequence[str], run_: bool, skip: bool) -> list[ReportData]:
     """Findings gathered now, in this process for an audit, in a fresh one for a script."""
-    from gradcheck_doctor.treatments.tree import read
-
     if not targets:
         raise click.UsageError("give a TARGET, or --from REPORT.json")
     if run_:
         return [_ran(targets[0], targets[1:])]
     from gradcheck_doctor.session import audit_target
-    from gradcheck_doctor.targets.resolve import buildable, resolve, split
+    from gradcheck_doctor.targets.resolve import buildable, resolve
 
-    for target in targets:
-        name = split(target)[0]
-        if os.path.isfile(name) and not skip:
-            read(name)                                    # what can't be edited is said before anything runs
     found = [t for spec in targets for t in (buildable(spec, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec))]
     return [audit_target(t).report for t in found]
 
@@ -164,9 +182,11 @@ def _is_file(report: ReportData) -> bool:
     return report.target.partition(":")[0].endswith(".py")
 
 
-def _file(report: ReportData) -> tuple[str, str]:
-    """(file to edit, expression in it)."""
+def _file(report: ReportData, skip: bool, dry: bool) -> tuple[str, str]:
+    """(file to edit, expression in it); no file where nothing needs a cure, or where it is passed over."""
     file, _, expression = report.target.partition(":")
+    if report.verdict == "healthy":
+        return "", expression
     if not _is_file(report):
         raise ConfigError(f"{report.target} is no file; doctor fix edits the source of a file")
-    return file, expression
+    return (file if _editable(file, skip, dry) else ""), expression

@@ -17,34 +17,36 @@ LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
 def sarif(reports: Sequence[ReportData], style: Style) -> dict[str, Any]:
-    """One run a report; URIs relative to the working directory."""
-    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [_run(r, style) for r in reports]}
+    """One run for all reports, since code scanning takes one run of a tool and category; URIs relative to the working directory."""
+    found = [(f, r) for r in reports for f in r.findings]
+    codes = list(dict.fromkeys(f.code for f, _ in found))
+    names = {f.code: f.rule for f, _ in found}
+    version = next((r.version for r in reports if r.version), "0")
+    category = f"doctor/{reports[0].target}/" if len(reports) == 1 else "doctor/"
+    run = {"tool": {"driver": {"name": "gradcheck-doctor", "version": version, "rules": [_rule(code, names[code], style) for code in codes]}},
+           "automationDetails": {"id": category}, "columnKind": "unicodeCodePoints",
+           "results": [_result(f, r, codes.index(f.code)) for f, r in found]}
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _run(report: ReportData, style: Style) -> dict[str, Any]:
-    codes = list(dict.fromkeys(f.code for f in report.findings))
-    rules = [_rule(code, report, style) for code in codes]
-    return {"tool": {"driver": {"name": "gradcheck-doctor", "version": report.version or "0", "rules": rules}},
-            "automationDetails": {"id": f"doctor/{report.target}/"}, "columnKind": "unicodeCodePoints",
-            "results": [_result(f, codes.index(f.code)) for f in report.findings]}
-
-
-def _rule(code: str, report: ReportData, style: Style) -> dict[str, Any]:
+def _rule(code: str, rule: str, style: Style) -> dict[str, Any]:
     known = style.rules.get(code)
-    name = known.name if known else next(f.rule for f in report.findings if f.code == code)
+    name = known.name if known else rule
     summary = known.summary if known else name
     explanation = (known.explanation if known else summary) or summary
     return {"id": code, "name": name, "shortDescription": {"text": summary}, "fullDescription": {"text": explanation[:1000]},
             "help": {"text": explanation, "markdown": explanation}, "properties": {"tags": ["pytorch", "training"], "precision": "high"}}
 
 
-def _result(finding: Finding, index: int) -> dict[str, Any]:
+def _result(finding: Finding, report: ReportData, index: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ruleId": finding.code, "ruleIndex": index, "level": LEVELS[finding.severity], "message": {"text": finding.message},
         "partialFingerprints": {"doctorFingerprint/v1": finding.fingerprint}}
     location: dict[str, Any] = {}
     if finding.location is not None:
         location["physicalLocation"] = {"artifactLocation": {"uri": _uri(finding.location.file)}, "region": _region(finding.location)}
+    elif report.target.partition(":")[0].endswith(".py"):           # code scanning refuses a result without a place
+        location["physicalLocation"] = {"artifactLocation": {"uri": _uri(report.target.partition(":")[0])}, "region": {"startLine": 1}}
     if finding.module:
         location["logicalLocations"] = [{"fullyQualifiedName": finding.module, "kind": "member"}]
     if location:
@@ -72,6 +74,7 @@ def _fix(fix: Fix) -> dict[str, Any]:
     files: dict[str, list[Edit]] = {}
     for edit in fix.edits:
         files.setdefault(edit.span.file, []).append(edit)
-    return {"description": {"text": fix.prescription.title}, "artifactChanges": [
+    proof = {"improved": ", measured to help", "not-run": ", not proven yet"}.get(fix.verified.status, "")
+    return {"description": {"text": f"{fix.prescription.title} [{fix.prescription.safety}{proof}]"}, "artifactChanges": [
         {"artifactLocation": {"uri": _uri(file)},
          "replacements": [{"deletedRegion": _region(e.span), "insertedContent": {"text": e.text}} for e in edits]} for file, edits in files.items()]}
