@@ -145,19 +145,18 @@ def test_refusals_say_why(tmp_path):
              where="torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)", lr=0.1)
 
 
-def test_write_is_atomic_and_keeps_the_mode(tmp_path, monkeypatch):
-    from gradcheck_doctor.repair import Repair, write
+def test_a_write_keeps_the_mode_and_leaves_no_remains(tmp_path, monkeypatch):
+    from gradcheck_doctor.patch import Patch
     path = tmp_path / "s.py"
     path.write_text("old\n")
     path.chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    write(Repair("s.py", "old\n", "new\n"))
+    Patch("s.py", "old\n", "new\n").write()
     assert path.read_text() == "new\n" and path.stat().st_mode & 0o777 == 0o755 and list(tmp_path.iterdir()) == [path]
-    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(TreatmentRefused, match="outside"):
-        from gradcheck_doctor.repair import os as _os
-        monkeypatch.setattr(_os.path, "relpath", lambda p: "../" + str(p))
-        write(Repair(str(path), "new\n", "x\n"))
+        Patch(str(path), "new\n", "x\n").write()
     assert path.read_text() == "new\n"
 
 
