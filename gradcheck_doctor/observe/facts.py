@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcheck_doctor.errors import ProbeError
+from gradcheck_doctor.observe.source import clips_gradients, user_files
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Facts:
     def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...]) -> dict[str, Any]:
         names = {id(module): name for module, name in observer.roots.names()}
         log = observer.log
+        files = user_files(observer.roots.roots, log)
         return {
+            "clips_in_source": clips_gradients(files),
             "batchnorm": {names[k]: {a: b for a, b in row.items() if a != "start"} for k, row in self.batchnorm.items() if k in names},
             "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),
             "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,

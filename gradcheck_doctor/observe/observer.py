@@ -27,6 +27,9 @@ from gradcheck_doctor.records.recording import LossRecord
 from gradcheck_doctor.records.sites import Span
 
 MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
+#: Operations with a limited domain or range: where values stop being finite.
+FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "logit", "acos", "asin", "atanh", "acosh", "norm", "std", "var",
+                     "prod", "expm1", "exp2", "cosh", "sinh"})
 _TENSORS_AND_CONTAINERS = (list, tuple)
 _CLIPPERS = {"clip_grad_norm_": "clip_norm", "clip_grad_value_": "clip_value", "_clip_grads_with_norm_": "clip_norm"}
 _CLIPPING_OPERATIONS = frozenset({"_foreach_norm", "vector_norm", "linalg_vector_norm", "norm", "_foreach_clamp_min_", "_foreach_clamp_max_",
@@ -213,7 +216,7 @@ class Observer(TorchFunctionMode):
         node.last_pass = self.pass_number
         for value in values:
             self.graph.bind(value, node.index)
-        if category in MEASURED:
+        if category in MEASURED or op in FRAGILE:
             self._measure(node, values)
         if category == "loss" and isinstance(output, Tensor) and node.index not in self.losses:
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
@@ -260,6 +263,8 @@ class Observer(TorchFunctionMode):
         node.shape, node.requires_grad = tuple(value.shape), value.requires_grad
         node.input_shapes = tuple(tuple(t.shape) for t in inputs)
         node.span = self._span()
+        if node.span is None and node.category == "loss" and node.module is not None and self.log is not None:
+            node.span = self.log.spans.get(node.module)             # `loss_fn = nn.MSELoss()`, called by the probe
         if node.op in ("add", "sub") and len(node.producers) == 2:
             first, second = node.producers
             node.attributes["residual"] = first in self.graph.ancestors(second) or second in self.graph.ancestors(first)

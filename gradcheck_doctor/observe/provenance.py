@@ -27,6 +27,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXAMPLES = os.path.join(PACKAGE, "examples")
+CALLERS = os.path.join(PACKAGE, "targets") + os.sep      # builds models and calls them: what is further out did not ask for this very call
 LIBRARIES = tuple({os.path.abspath(path) + os.sep for path in [
     sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"),
     *site.getsitepackages(), site.getusersitepackages(), os.path.dirname(os.path.dirname(torch.__file__))] if path})
@@ -67,8 +68,10 @@ def _characters(filename: str, line: int, byte_offset: int) -> int:
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame, from `frame` outwards, that runs the user's own source."""
+    """The innermost frame, from `frame` outwards, that runs the user's own source; None where we made the call ourselves, for a probe."""
     while frame is not None and not is_user_file(frame.f_code.co_filename):
+        if frame.f_code.co_filename.startswith(CALLERS):
+            return None
         frame = frame.f_back
     return frame
 

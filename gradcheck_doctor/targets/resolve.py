@@ -176,7 +176,8 @@ def _found(module: ModuleType, left: str, seed: int) -> Iterator[tuple[str, nn.M
     problems = _build_classes({n: c for n, c in classes.items() if c not in used}, made, left, seed)
     inner = {type(m) for model in made.values() for m in model.modules() if m is not model}
     kept = [(f"{left}:{n}", m) for n, m in made.items() if n in instances or n.endswith("()") and n[:-2] in FACTORIES or type(m) not in inner]
-    kept = [(n, m) for n, m in kept if any(True for _ in m.parameters())]
+    parts = {id(m) for model in made.values() for m in model.modules() if m is not model}       # a loop's variable, an encoder
+    kept = [(n, m) for n, m in kept if any(True for _ in m.parameters()) and id(m) not in parts]
     if not kept:
         raise TargetError(_none_found(left, classes, problems))
     yield from ((left if len(kept) == 1 else name, model) for name, model in kept)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, start, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -60,6 +60,7 @@ class InitActivationMismatch(Rule):
         scheme, act, _ = right_scheme(run.activations)
         fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
         selu = act == "selu" and abs(worst) >= 1.0
+        confirmed = confirmed or selu and _drifted(recording, run)
         cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild(recording)
         first, middle = run.layers[0], weights[len(weights) // 2]
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
@@ -80,6 +81,13 @@ class InitActivationMismatch(Rule):
         layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
         return (initialise(layers, run.activations), Prescription(
             "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}))
+
+
+def _drifted(recording: Recording, run: Run) -> bool:
+    """The deepest of at least four SELU layers is a factor of 2 away from standard deviation 1: SELU halves what the weights do, but no more."""
+    outputs = [a for a in run.activations if a.op == "selu"]
+    seen = [f.std for f, _ in start(recording, outputs[-1]) if f is not None and f.finite] if len(outputs) >= 4 else []
+    return bool(seen) and not 0.5 <= seen[0] <= 2.0
 
 
 def _fits(record: ParameterRecord, scheme: str) -> bool:

@@ -61,7 +61,8 @@ def _mask(recording: Recording, index: int) -> bool:
 class NonfiniteGradient(Rule):
     """A gradient is NaN or infinite.
 
-    What it measures: the operation nearest to the loss whose gradient was not finite on the first such step; steps that a scaler skipped do not count.
+    What it measures: the operation nearest to the loss that turned a finite gradient into one that is not, on the first such step; steps whose loss
+    was not finite, and steps that a scaler skipped, do not count.
 
     Why it matters: the step that follows destroys the weights.
 
@@ -78,17 +79,45 @@ class NonfiniteGradient(Rule):
     explains = ("GD803", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        broken = [(seen.step, -o.index) for o in recording.operations for seen in o.observed
-                  if seen.gradient is not None and not seen.gradient.finite and seen.forward is not None and seen.forward.finite]
+        lost = _steps_of_lost_losses(recording)
+        broken = [(seen.step, -o.index) for o in recording.operations for seen in o.observed if seen.step not in lost
+                  and seen.gradient is not None and not seen.gradient.finite and seen.forward is not None and seen.forward.finite]
         if not broken:
             return
         step, index = min(broken)
-        operation = recording.operations[-index]
+        reached = recording.operations[-index]
+        operation = _finite_consumer(recording, reached, step) or reached
         yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
-                          operations=(operation.index,), cap="info" if recording.notes.get("scaled") else None, evidence={"step": step})
+                          operations=tuple(dict.fromkeys((operation.index, reached.index))), cap="info" if recording.notes.get("scaled") else None,
+                          evidence={"step": step, "reached": reached.op})
 
     def message(self, m: Measurement) -> str:
-        return f"the gradient at the output of {m.op} is not finite at step {m.evidence['step']}, the nearest to the loss"
+        return (f"the gradient is not finite at step {m.evidence['step']}: going back, {m.op} is the first operation behind which it is not "
+                f"(seen at the output of {m.evidence['reached']})")
+
+
+def _steps_of_lost_losses(recording: Recording) -> set[int]:
+    """Steps whose loss was NaN or infinite: their gradients follow from that."""
+    lost = {step for step, value in recording.curve if not math.isfinite(value)}
+    first = min((seen.step for o in recording.operations for seen in o.observed), default=0)
+    return lost | ({first} if any(x.value is not None and not math.isfinite(x.value) for x in recording.losses) else set())
+
+
+def _finite_consumer(recording: Recording, operation: Operation, step: int) -> Operation | None:
+    """The nearest operation that used this value and whose own gradient was still finite; None where it was not measured."""
+    stack, seen = [operation.index], {operation.index}
+    while stack:
+        for user in recording.consumers[stack.pop()]:
+            if user in seen:
+                continue
+            seen.add(user)
+            consumer = recording.operations[user]
+            gradient = next((o.gradient for o in consumer.observed if o.step == step), None)
+            if gradient is not None and gradient.finite:
+                return consumer
+            if gradient is None:
+                stack.append(user)
+    return None
 
 
 class NonfiniteLoss(Rule):

@@ -51,12 +51,15 @@ def _fed_back(recording: Recording, operation: Operation) -> bool:
 
 
 def length(recording: Recording, operation: Operation) -> int:
-    """Time steps: the longer of the first two axes of a fused layer's input is an upper bound; calls of a hand-written one."""
+    """Time steps: the time axis of a fused layer's output (the longer of the first two where the layout is unknown); calls of a hand-written one."""
     if operation.category != "recurrent":
         return max(operation.repeats, _calls(recording, operation))
     if operation.op.endswith("cell"):
         return max(operation.repeats, _calls(recording, operation), 1)
-    return max(operation.shape[:2], default=1) if len(operation.shape) == 3 else 1
+    if len(operation.shape) != 3:
+        return 1
+    batch_first = operation.attributes.get("batch_first")
+    return max(operation.shape[:2]) if batch_first is None else operation.shape[1 if batch_first else 0]
 
 
 def clips(recording: Recording) -> bool:

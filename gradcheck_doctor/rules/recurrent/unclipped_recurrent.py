@@ -15,7 +15,8 @@ class UnclippedRecurrent(Rule):
     """A recurrent network is trained without clipping the gradient, and the gradient spikes.
 
     What it measures: the largest gradient norm over the running median of the 20 before it (1 when no spike was seen), in a run that has
-    recurrent layers over more than 10 steps and in which no clipping was seen. An audit can only state the structure: info.
+    recurrent layers over more than 10 steps and in which no clipping was seen. An audit can only state the structure, where no file that defines or
+    builds the model clips: info.
 
     Why it matters: the gradient through time is a product of as many factors as there are steps; rare large ones throw the weights away.
 
@@ -33,7 +34,7 @@ class UnclippedRecurrent(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         cells = [o for o in recurrent_operations(recording) if length(recording, o) > 10]
-        if not cells or recording.kind == "run" and clips(recording):
+        if not cells or (clips(recording) if recording.kind == "run" else recording.notes.get("clips_in_source")):
             return
         norms = [s.grad_norm for s in recording.steps if s.grad_norm is not None]
         spikes = spikes_of(norms)

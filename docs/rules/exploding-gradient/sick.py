@@ -1,0 +1,22 @@
+"""One standard deviation for all layers, too large for their width: the gradient doubles at every layer on its way down."""
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, depth=12, width=256):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))  # sick: GD302
+        self.head = nn.Linear(width, 10)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.2)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+example_inputs = (torch.randn(128, 256), torch.randint(0, 10, (128,)))
+loss_fn = nn.CrossEntropyLoss()

@@ -1,0 +1,21 @@
+"""The activation was built but forgotten in forward: three layers that compute one linear map."""
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(20, 64)
+        self.fc2 = nn.Linear(64, 64)
+        self.fc3 = nn.Linear(64, 5)
+        self.relu = nn.ReLU()  # sick: GD204
+
+    def forward(self, x):
+        x = self.fc1(x)
+        x = self.fc2(x)
+        return self.fc3(x)
+
+
+example_inputs = (torch.randn(128, 20), torch.randint(0, 5, (128,)))
+loss_fn = nn.CrossEntropyLoss()

@@ -1,0 +1,18 @@
+"""The gradient passes straight through the rounding, and the encoder learns."""
+import torch
+from torch import nn
+
+
+class BinaryAutoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.decoder = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64))
+
+    def forward(self, x):
+        code = torch.sigmoid(self.encoder(x))
+        code = code + (torch.round(code) - code).detach()
+        return self.decoder(code)
+
+
+example_inputs = torch.randn(128, 64)

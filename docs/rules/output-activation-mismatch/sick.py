@@ -1,0 +1,12 @@
+"""A regression that ends in ReLU while half of its targets are negative."""
+import torch
+from torch import nn
+
+model = nn.Sequential(
+    nn.Linear(20, 64),
+    nn.ReLU(),
+    nn.Linear(64, 1),
+    nn.ReLU(),  # sick: GD603
+)
+example_inputs = (torch.randn(128, 20), torch.randn(128, 1))
+loss_fn = nn.MSELoss()

@@ -1,0 +1,21 @@
+"""34 ReLU layers with Glorot weights: half of the variance is lost at every layer, and different inputs end as one."""
+import torch
+from torch import nn
+
+
+class DeepNet(nn.Module):
+    def __init__(self, depth=34, width=64):
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.output = nn.Linear(width, 10)  # sick: GD208
+        for layer in self.hidden:
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.output(x)
+
+
+example_inputs = (torch.randn(128, 64), torch.randint(0, 10, (128,)))
+loss_fn = nn.CrossEntropyLoss()

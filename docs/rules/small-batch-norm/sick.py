@@ -1,0 +1,13 @@
+"""Batches of four into a BatchNorm1d: each feature is normalised over four values."""
+import torch
+from torch import nn
+
+model = nn.Sequential(
+    nn.Linear(16, 32),
+    nn.BatchNorm1d(32),  # sick: GD503
+    nn.ReLU(),
+    nn.Linear(32, 2),
+)
+train_loader = torch.utils.data.DataLoader(
+    torch.utils.data.TensorDataset(torch.randn(64, 16), torch.randint(0, 2, (64,))), batch_size=4)
+loss_fn = nn.CrossEntropyLoss()

@@ -1,0 +1,56 @@
+"""What the user's own files say, beside what ran: read once, never executed."""
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sys
+from collections.abc import Iterable
+
+from torch import nn
+
+from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
+
+CLIPPING_CALLS = frozenset({"clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
+CLIPPING_OPTIONS = frozenset({"gradient_clip_val", "max_grad_norm", "clipnorm"})
+
+
+def class_file(module: nn.Module) -> str | None:
+    """The user's file that defines the class of `module`, None for a library's."""
+    name = getattr(sys.modules.get(type(module).__module__), "__file__", None)
+    return name if name is not None and is_user_file(name) else None
+
+
+def user_files(models: Iterable[nn.Module], log: ConstructionLog | None) -> tuple[str, ...]:
+    """The user's files that define or build any part of `models`."""
+    found: dict[str | None, None] = {}
+    for model in models:
+        for module in model.modules():
+            span = log.spans.get(module) if log is not None else None
+            found |= {class_file(module): None, (span.file if span is not None else None): None}
+    return tuple(dict.fromkeys(os.path.realpath(file) for file in found if file is not None))
+
+
+def syntax(file: str) -> ast.Module | None:
+    """Syntax tree of a file, None when it is gone or does not parse."""
+    try:
+        return _parsed(file, os.stat(file).st_mtime_ns)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(file: str, changed: int) -> ast.Module:
+    with open(file, "rb") as source:
+        return ast.parse(source.read(), file)
+
+
+def clips_gradients(files: Iterable[str]) -> bool:
+    """Whether any of the files calls a clipping function or sets an option that clips."""
+    return any(_clips(node) for file in files if (tree := syntax(file)) is not None for node in ast.walk(tree))
+
+
+def _clips(node: ast.AST) -> bool:
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        return (node.id if isinstance(node, ast.Name) else node.attr) in CLIPPING_CALLS
+    return isinstance(node, ast.keyword) and node.arg in CLIPPING_OPTIONS and not (isinstance(node.value, ast.Constant) and not node.value.value)
