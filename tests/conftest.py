@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "cli")]
+sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) for name in ("cli", "observe"))]
 
 
 @pytest.fixture(autouse=True)

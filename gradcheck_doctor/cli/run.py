@@ -33,6 +33,8 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
                             max_steps=max_steps)
     if result.crash:
         click.echo(result.crash, err=True, nl=False)
+    if result.rank:
+        return 2 if result.crash else result.status
     report = examine(result.recording, script, shared.config).report
     status = deliver([report], shared)
     if result.crash:

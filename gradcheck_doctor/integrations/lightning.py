@@ -104,7 +104,7 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
 
         if self.monitor is None:
             raise DoctorError("nothing was observed yet: the callback starts with training")
-        recording = self.monitor.recording("run")
+        recording = self.monitor.gathered()
         examination = examine(recording, recording.model_class or "model")
         return Report(examination.report, recording)
 

@@ -18,7 +18,8 @@ class Watch:
         from gradcheck_doctor.observe.provenance import current_log
         from gradcheck_doctor.observe.watch import Monitor
 
-        self.monitor = Monitor(models, optimizers, every, log=current_log())
+        what = "+".join(f"{type(m).__name__}{sum(1 for _ in m.parameters())}" for m in models)
+        self.monitor = Monitor(models, optimizers, every, log=current_log(), channel=f"watch {what}")
 
     def attach(self) -> Watch:
         """Start observing."""
@@ -36,17 +37,21 @@ class Watch:
         self.detach()
 
     def report(self, **options: Any) -> Report:
-        """Judge what was seen so far; `select` and `ignore` as on the command line."""
+        """Judge what was seen so far; `select` and `ignore` as on the command line.
+
+        In distributed training rank 0's report is about all ranks; on another rank it holds that rank's own findings and prints nothing.
+        """
         from dataclasses import replace
 
         from gradcheck_doctor.config import Config
-        from gradcheck_doctor.report.report import Report
+        from gradcheck_doctor.report.report import RankReport, Report
         from gradcheck_doctor.session import examine
 
-        recording = self.monitor.recording("run")
+        recording = self.monitor.gathered()
         config = replace(Config(), select=tuple(options.get("select", ())), ignore=tuple(options.get("ignore", ())))
         examination = examine(recording, recording.model_class or "model", config)
-        return Report(examination.report, examination.recording)
+        kind = RankReport if self.monitor.ranks.rank else Report
+        return kind(examination.report, examination.recording)
 
 
 def watch(model: nn.Module | Iterable[nn.Module], optimizer: Optimizer | Iterable[Optimizer] | None = None, *, every: int | str = "auto") -> Watch:

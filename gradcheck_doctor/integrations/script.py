@@ -14,6 +14,8 @@ from typing import Any
 from gradcheck_doctor.errors import TargetError
 from gradcheck_doctor.records.recording import Recording
 
+CRASH_WAIT = 2.0       # seconds that rank 0 waits for the figures of the others when its script failed: they may hang in a collective
+
 
 class _Stop(BaseException):
     """Raised at the end of the last wanted step; no script catches it by accident."""
@@ -21,17 +23,22 @@ class _Stop(BaseException):
 
 @dataclass(frozen=True)
 class ScriptResult:
-    """How the script ended: `status` is its exit status, `crash` the formatted traceback of an exception, `stopped` the signal or limit that ended it."""
+    """How the script ended: `status` is its exit status, `crash` the formatted traceback of an exception, `stopped` the signal or limit that ended it.
+
+    `rank` is this process's place in a distributed training; only rank 0 reports.
+    """
 
     recording: Recording
     status: int = 0
     crash: str = ""
     stopped: str = ""
+    rank: int = 0
 
 
 def run_script(script: str | None, module: str | None, arguments: list[str], *, every: int | str = "auto", max_steps: int | None = None,
                on_step: Any = None) -> ScriptResult:
     """Run and observe. The script sees the argv, `sys.path[0]` and `__main__` it would see without us."""
+    from gradcheck_doctor.observe.distributed import launched_rank
     from gradcheck_doctor.observe.provenance import recording_construction
     from gradcheck_doctor.observe.watch import Monitor
 
@@ -42,10 +49,12 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
 
     saved = sys.argv, sys.path[:], sys.modules.get("__main__"), os.getcwd()
     with recording_construction() as log:
-        monitor = Monitor(every=every, log=log, max_steps=max_steps, stop=stop, on_step=on_step)
+        monitor = Monitor(every=every, log=log, max_steps=max_steps, stop=stop, on_step=on_step, channel="run")
         previous = _on_terminate()
         try:
             status, crash, stopped = _execute(monitor, code, script, module, arguments)
+            if status:
+                monitor.ranks.final_wait = CRASH_WAIT
         finally:
             monitor.detach()
             if previous is not None:
@@ -53,10 +62,10 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
             sys.argv, sys.path[:] = saved[0], saved[1]
         os.chdir(saved[3])
         facts: dict[str, Any] = {"stopped": stopped} if stopped else {}
-        recording = monitor.recording("run", script=script or f"-m {module}", **facts)
+        recording = monitor.gathered(script=script or f"-m {module}", **facts)
     if saved[2] is not None:
         sys.modules["__main__"] = saved[2]
-    return ScriptResult(recording, status, crash, stopped)
+    return ScriptResult(recording, status, crash, stopped, monitor.ranks.rank or launched_rank())
 
 
 def _prepare(script: str | None, module: str | None) -> types.CodeType | None:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from gradcheck_doctor.observe.graph import Node
 from gradcheck_doctor.observe.observer import Observer
-from gradcheck_doctor.observe.parameters import parameter_record
+from gradcheck_doctor.observe.parameters import parameter_record, shard_values
 from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
 from gradcheck_doctor.observe.scope import join
 from gradcheck_doctor.observe.spine import spine
+from gradcheck_doctor.observe.updates import same_values
+from gradcheck_doctor.observe.wrappers import class_name, user_class
 from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
 from gradcheck_doctor.records.sites import BlindSpot, Span
 
@@ -54,11 +56,11 @@ def built_spans(observer: Observer, names: Mapping[int, list[str]], modules: Map
 
 
 def _module_record(module: nn.Module, names: list[str], span: Span | None, calls: int) -> ModuleRecord:
-    source = getattr(__import__("sys").modules.get(type(module).__module__), "__file__", None)
+    source = getattr(__import__("sys").modules.get(user_class(module).__module__), "__file__", None)
     config = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _plain(v)}
     config |= {f"has_{k}": module._parameters[k] is not None for k in ("weight", "bias") if k in module._parameters}
     return ModuleRecord(
-        path=names[0], type=type(module).__name__, built=span, training=module.training, config=config,
+        path=names[0], type=class_name(module), built=span, training=module.training, config=config,
         parameters=tuple(join(names[0], k) for k, p in module._parameters.items() if p is not None), calls=calls, aliases=tuple(names[1:]),
         library=not (source is None or is_user_file(source)), leaf=not any(True for _ in module.children()))
 
@@ -75,18 +77,22 @@ class ParameterBook:
         self.records: dict[int, tuple[Tensor, ParameterRecord]] = {}
         self.loaded: set[int] = set()
         self.first_seen: dict[int, int] = {}
+        self.shards: dict[int, tuple[float, ...]] = {}
 
     def take(self, observer: Observer) -> None:
         """Record every parameter not yet known, under its name now."""
         self._mark_loaded()
         for module, path in observer.roots.names():
-            for role, parameter in module._parameters.items():
+            for role, held in module._parameters.items():
+                parameter = None if held is None else observer.roots.sharded(module, role, held)
                 if parameter is not None and id(parameter) not in self.records:
                     trained = id(parameter) in self.loaded or self._copied(parameter, observer.step)
                     record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=trained,
                                               recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT)
                     self.records[id(parameter)] = (parameter, record)
                     self.first_seen[id(parameter)] = observer.step
+                    if values := shard_values(parameter):
+                        self.shards[id(parameter)] = values
 
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""
@@ -100,7 +106,7 @@ class ParameterBook:
         if step == 0 or parameter.numel() < 16 or parameter.dim() < 2:
             return False
         return any(self.first_seen.get(key, step) < step and known.shape == parameter.shape and known.dtype == parameter.dtype
-                   and known.requires_grad and bool(torch.equal(known.detach(), parameter.detach()))
+                   and known.requires_grad and same_values(known, parameter)
                    for key, (known, record) in self.records.items() if record.shape == tuple(parameter.shape))
 
     def _mark_loaded(self) -> None:
@@ -127,7 +133,7 @@ def operations(observer: Observer, book: ParameterBook, kind: str, since: int = 
         repeats[site] = repeats.get(site, 0) + 1
     frozen = []
     for node in nodes:
-        path, type_name = _place(observer, node, prefixes)
+        path, type_name = place(observer, node, prefixes)
         book.take_raw(node, path)
         total, first, last = node.activity.result() if node.activity is not None else (None, None, None)
         frozen.append(Operation(
@@ -139,11 +145,11 @@ def operations(observer: Observer, book: ParameterBook, kind: str, since: int = 
     return tuple(frozen)
 
 
-def _place(observer: Observer, node: Node, prefixes: Mapping[int, str]) -> tuple[str, str]:
+def place(observer: Observer, node: Node, prefixes: Mapping[int, str]) -> tuple[str, str]:
     if node.module is None:
         return "", ""
     root, path = observer.roots.place(node.module)
-    return join(prefixes.get(root, ""), path), type(node.module).__name__
+    return join(prefixes.get(root, ""), path), class_name(node.module)
 
 
 def _spine(nodes: list[Node], losses: list[int]) -> frozenset[int]:
@@ -162,9 +168,9 @@ def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossR
     found = []
     for index, record in observer.losses.items():
         node = observer.graph.nodes[index]
-        place = by_site.get((node.op, node.span, _place(observer, node, prefixes)[0], node.ordinal))
-        if place is not None:
-            found.append(replace(record, operation=place))
+        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
+        if number is not None:
+            found.append(replace(record, operation=number))
     if not found and observer.loss_nodes and kept:
         found.append(LossRecord(operation=len(kept) - 1, op="scalar", value=_value(kept[-1])))
     return tuple(found)
@@ -214,6 +220,8 @@ def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...]) -> tuple[
     """Modules with parameters that never ran, scripted ones, and our own failure."""
     found = [BlindSpot(m.path, "never called in the observed passes") for m in modules if m.parameters and not m.calls]
     found += [BlindSpot(m.path, "scripted: operations inside are not visible") for m in modules if m.type == "RecursiveScriptModule"]
+    if observer.sharded_values:
+        found.append(BlindSpot("", "activations are sharded over ranks (tensor parallelism): their statistics are not measured"))
     if observer.failure is not None:
         found.append(BlindSpot("", f"observing stopped: {type(observer.failure).__name__}: {observer.failure}"))
     return tuple(found)

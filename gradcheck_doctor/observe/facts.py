@@ -24,6 +24,11 @@ def refuse(model: nn.Module) -> None:
     if isinstance(model, nn.DataParallel):
         raise ProbeError("torch.nn.DataParallel copies the model to threads on every step, so nothing can be attributed.\n"
                          "Watch the module inside (model.module) on one device, or use DistributedDataParallel.")
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise ProbeError("FullyShardedDataParallel (FSDP1) hides the parameters in flat ones, so no gradient belongs to a layer.\n"
+                         "Use torch.distributed.fsdp.fully_shard (FSDP2), or DistributedDataParallel.")
+    if type(model).__name__ == "DeepSpeedEngine":
+        raise ProbeError("DeepSpeed keeps gradients outside of .grad, so they can't be measured. Watch one run with DistributedDataParallel instead.")
 
 
 class Facts:

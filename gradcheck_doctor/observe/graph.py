@@ -83,6 +83,16 @@ class Graph:
         found = self._made.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
+    def passed_on(self, tensor: torch.Tensor) -> int | None:
+        """The maker of what a user-written autograd function handed through unchanged (FSDP2 and DDP put such functions around modules)."""
+        if not isinstance(tensor.grad_fn, torch.autograd.function.BackwardCFunction):
+            return None
+        for reference, index in reversed(self._made.values()):
+            known = reference()
+            if known is not None and known.shape == tensor.shape and known.data_ptr() == tensor.data_ptr():
+                return index
+        return None
+
     def alias(self, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
         """`tensor` is only another view of `parameter` (weight.T)."""
         self._aliases[id(tensor)] = (weakref.ref(tensor), parameter)

@@ -23,6 +23,7 @@ from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attri
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.scope import Roots, Scope
 from gradcheck_doctor.observe.units import RELU_LIKE, SATURATION, UnitActivity
+from gradcheck_doctor.observe.wrappers import in_sharding
 from gradcheck_doctor.records.recording import LossRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -45,6 +46,7 @@ class Observer(TorchFunctionMode):
         self.roots = Roots(log)
         self.scope = Scope(self.roots)
         self.graph = Graph()
+        self.scope.on_passed = self._passed_on
         self.collector = Collector(limit)
         self.step = 0
         self.before_update = True
@@ -56,6 +58,7 @@ class Observer(TorchFunctionMode):
         self.loss_nodes: list[int] = []
         self.pass_number = 0
         self.backward_seen = False
+        self.sharded_values = False
         self.on_backward: Callable[[Tensor], None] | None = None
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
@@ -103,7 +106,7 @@ class Observer(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
-        if not self._watching():
+        if not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
             if self.backward_seen and self._here() and not self.in_backward:
                 self._look_for_clipping(func)
             return func(*args, **kwargs)
@@ -197,6 +200,8 @@ class Observer(TorchFunctionMode):
             return                                                  # no new value (dropout in eval returns its input)
         category = CATEGORY.get(op, "other")
         used = [p for p in (self._parameter(t) for t in inputs) if p is not None]
+        if used and self.scope.stack:
+            used = [self.roots.shard_behind(self.scope.stack[-1], p) for p in used]
         others = [t for t in inputs if self._parameter(t) is None]
         if category == "shape" and used and not others:
             for value in values:
@@ -221,6 +226,12 @@ class Observer(TorchFunctionMode):
         if category == "loss" and isinstance(output, Tensor) and node.index not in self.losses:
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
 
+    def _passed_on(self, given: Any, output: Any) -> None:
+        for old, new in zip(_tensors((given,)), _tensors((output,)), strict=False):
+            maker = self.graph.maker(old)
+            if maker is not None and new is not old:
+                self.graph.bind(new, maker)
+
     def _parameter(self, tensor: Tensor) -> Tensor | None:
         if self.graph.maker(tensor) is not None:
             return None
@@ -233,6 +244,8 @@ class Observer(TorchFunctionMode):
         found, source = [], False
         for tensor in others:
             maker = self.graph.maker(tensor)
+            if maker is None:
+                maker = self.graph.passed_on(tensor)
             if maker is None:
                 source = True
                 if module is None or category == "loss" or tensor.dim() == 0 or tensor.is_meta:
@@ -300,6 +313,9 @@ class Observer(TorchFunctionMode):
     def _measure(self, node: Node, values: list[Tensor]) -> None:
         value = values[0]
         if value.numel() == 0 or value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
+            return
+        if hasattr(value, "to_local"):
+            self.sharded_values = True                               # tensor parallelism: only a part of the value is here
             return
         if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
             value = value.as_subclass(Tensor)

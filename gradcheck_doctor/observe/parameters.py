@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradcheck_doctor.observe.provenance import ConstructionLog, Initialisation
+from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.theory.fans import fans
 from gradcheck_doctor.theory.schemes import Sample, recognise
@@ -28,9 +31,12 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     if parameter.is_meta or parameter.numel() == 0 or not parameter.is_floating_point() or is_lazy(parameter):
         return ParameterRecord(**base, trained=trained)
     value = parameter.detach()
-    if hasattr(value, "to_local"):
-        value = value.to_local()
-    kind = type(owner).__name__ if owner is not None else ""
+    sharded = hasattr(value, "to_local")
+    if sharded:
+        value = value.to_local()  # type: ignore[attr-defined]
+        if not value.numel():                                       # fewer rows than ranks: all of them are elsewhere
+            return ParameterRecord(**base, trained=trained)
+    kind = class_name(owner) if owner is not None else ""
     fan_in, fan_out = _fans(owner, kind, role, shape)
     sample = sample_of(value)
     match = recognise(sample, fan_in, fan_out, role=role)
@@ -40,8 +46,26 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
         absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=_rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
+        spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
+        gate_bias=None if sharded else _gate_bias(kind, role, value))
 
-        spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value), gate_bias=_gate_bias(kind, role, value))
+
+def recognised_again(record: ParameterRecord, values: Sequence[float]) -> ParameterRecord:
+    """The same parameter with its scheme told from `values`, elements of all its shards."""
+    if record.fan_in is None and record.fan_out is None or record.scheme == "trained or loaded":
+        return record
+    sample = replace(sample_of(torch.tensor(values)), count=record.count, orthogonal=record.orthogonal, absmax=record.absmax)
+    match = recognise(sample, record.fan_in, record.fan_out, role=record.role)
+    return replace(record, scheme=match.name, trained=match.never_trained is False and record.init_span is None)
+
+
+def shard_values(parameter: Tensor) -> tuple[float, ...]:
+    """Evenly spaced elements of this rank's shard; those of all ranks together make one sample."""
+    if not hasattr(parameter, "to_local") or not parameter.is_floating_point():
+        return ()
+    flat = parameter.detach().to_local().reshape(-1)  # type: ignore[attr-defined]
+    wanted = max(1, SAMPLE // parameter.device_mesh.size())  # type: ignore[attr-defined]
+    return tuple(flat[:: max(1, flat.numel() // wanted)][:wanted].float().tolist())
 
 
 def _span(explicit: list[Initialisation]) -> Any:

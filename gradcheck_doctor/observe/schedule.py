@@ -6,6 +6,7 @@ import time
 DENSE = 8              # first steps, all observed
 GROWTH = 1.06          # then the next observed step is this factor further on
 BUDGET = 0.01          # share of the running time that "auto" may cost
+NORMS, NORMS_EVERY = 200, 10   # gradient norms beside observed steps where only counts decide: of the first 200 steps, then of each tenth
 GRACE_SECONDS = 4.0    # may be spent whatever the share: a script of seconds is worth looking at closely
 
 
@@ -14,6 +15,7 @@ class Schedule:
 
     def __init__(self, every: int | str = "auto", budget: float = BUDGET, grace: float = GRACE_SECONDS, together: int = 1) -> None:
         self.every, self.budget, self.grace, self.together = every, budget, grace, together
+        self.agreed = False          # several ranks: time differs between them, so only counts decide
         self.spent = 0.0
         self.started = time.perf_counter()
         self.observed = 0
@@ -29,7 +31,11 @@ class Schedule:
             return True
         if self._run > 0:
             return True
-        return step >= self._next and self.affordable(1.0)
+        return step >= self._next and (self.agreed or self.affordable(1.0))
+
+    def wants_norm(self, step: int) -> bool:
+        """Whether the gradient norm of a step that is not observed is worth its time."""
+        return step < NORMS or step % NORMS_EVERY == 0 if self.agreed else self.affordable(0.5)
 
     def restart(self, step: int) -> None:
         """Something changed (a new optimizer): look closely again."""
@@ -49,5 +55,6 @@ class Schedule:
         self._next = max(step + 1, int(step * GROWTH) + 1)
 
     def describe(self, steps: int) -> str:
-        mode = f"every {self.every}" if isinstance(self.every, int) else f"auto ({self.budget:.0%} of the time, at least {self.grace:g} s)"
+        auto = "auto (by count, the same steps on all ranks)" if self.agreed else f"auto ({self.budget:.0%} of the time, at least {self.grace:g} s)"
+        mode = f"every {self.every}" if isinstance(self.every, int) else auto
         return f"{mode}: {self.observed} of {steps} steps, {self.spent:.2f} s"

@@ -1,7 +1,7 @@
 """Which module is running, and what it is called: paths of every model seen, found from the modules that run."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 from gradcheck_doctor.observe.provenance import ConstructionLog
+from gradcheck_doctor.observe.wrappers import class_name, wrapped
 
 
 class Roots:
@@ -22,14 +23,21 @@ class Roots:
         self._parameters: dict[int, tuple[int, str]] = {}
         self.orphans: dict[int, nn.Module] = {}
         self.calls: dict[int, int] = {}
+        self.data_parallel = False
+        self._slots: dict[tuple[int, str], torch.nn.Parameter] = {}
 
     def adopt(self, root: nn.Module) -> None:
-        """Know `root` and everything below it; call again after the model changed."""
+        """Know `root` and everything below it; call again after the model changed. Of DistributedDataParallel the model inside."""
+        if (inside := wrapped(root)) is not None:
+            self.data_parallel, root = True, inside
         if not any(root is known for known in self.roots):
             self.roots.append(root)
         number = next(i for i, known in enumerate(self.roots) if known is root)
         for path, module in root.named_modules():
             self._place[id(module)] = (number, path)
+            for role, parameter in module._parameters.items():
+                if hasattr(parameter, "to_local"):
+                    self._slots[id(module), role] = parameter  # type: ignore[assignment]
         for name, parameter in root.named_parameters():
             self._parameters[id(parameter)] = (number, name)
 
@@ -65,7 +73,7 @@ class Roots:
             return module
         best, size = module, sum(1 for _ in module.modules())
         for candidate, _ in self.log.modules.items():
-            if candidate is module or not candidate._modules:
+            if candidate is module or not candidate._modules or wrapped(candidate) is not None:
                 continue
             members = list(candidate.modules())
             if len(members) > size and any(m is module for m in members):
@@ -74,6 +82,23 @@ class Roots:
 
     def parameter(self, tensor: torch.Tensor) -> tuple[int, str] | None:
         return self._parameters.get(id(tensor))
+
+    @property
+    def data_sharded(self) -> bool:
+        """Some parameters are shards (FSDP2)."""
+        return bool(self._slots)
+
+    def sharded(self, module: nn.Module, role: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        """The sharded parameter that the optimizer holds, where FSDP2 has put the gathered one in its place for a forward."""
+        return self._slots.get((id(module), role), parameter)
+
+    def shard_behind(self, module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+        """The sharded parameter whose gathered values `tensor` is, else `tensor` itself."""
+        if self._slots and id(tensor) not in self._parameters:
+            for role, parameter in module._parameters.items():
+                if parameter is tensor:
+                    return self.sharded(module, role, parameter)
+        return tensor
 
     def place(self, module: nn.Module) -> tuple[int, str]:
         return self._place.get(id(module), (-1, type(module).__name__))
@@ -87,7 +112,7 @@ class Roots:
         models = self.models()
         result, used = {-1: ""}, set[str]()
         for number, root in enumerate(self.roots):
-            name = type(root).__name__
+            name = class_name(root)
             unique = name if name not in used else f"{name}_{number}"
             used.add(unique)
             result[number] = "" if models == [number] else unique
@@ -117,6 +142,8 @@ class Scope:
         self.argument_names: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
         self.enabled = True
+        self.on_passed: Callable[[Any, Any], None] | None = None
+        self._inside: dict[int, Any] = {}
 
     def attach(self) -> None:
         if not self._handles:
@@ -128,9 +155,14 @@ class Scope:
             handle.remove()
         self._handles = []
         self.stack.clear()
+        self._inside.clear()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._watching():
+            return
+        if (inside := wrapped(module)) is not None:
+            self.roots.adopt(module)
+            self._inside[id(inside)] = None
             return
         self.roots.meet(module, outermost=not self.stack)
         self.stack.append(module)
@@ -139,6 +171,8 @@ class Scope:
             self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._inside:
+            self._pass(module, output)
         if self.stack and self.stack[-1] is module:
             self.stack.pop()
         elif any(m is module for m in self.stack):
@@ -147,3 +181,12 @@ class Scope:
 
     def _watching(self) -> bool:
         return self.enabled and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    def _pass(self, module: nn.Module, output: Any) -> None:
+        """DistributedDataParallel may hand on copies of what the model inside it gave: the same values."""
+        if id(module) in self._inside:
+            self._inside[id(module)] = output
+        elif (inside := wrapped(module)) is not None:
+            given = self._inside.pop(id(inside), None)
+            if self.on_passed is not None and given is not None:
+                self.on_passed(given, output)

@@ -46,12 +46,17 @@ class UnitActivity:
             self.first = _extremes(self.first, seen) if self.bounds is None else _counts(self.first, seen)
         self.steps.append((*seen, before_update))
 
-    def result(self) -> tuple[Units | None, Units | None, Units | None]:
-        """Over everything, before the first update, and over the last window."""
+    def extremes(self) -> tuple[tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None]:
+        """What `result` is made from, as tensors over the units: everything, before the first update, the last window."""
         last: tuple[Tensor, Tensor, int] | None = None
         for high, low, count, _ in self.steps:
             last = _extremes(last, (high, low, count)) if self.bounds is None else _counts(last, (high, low, count))
-        return self._units(self.total), self._units(self.first), self._units(last)
+        return self.total, self.first, last
+
+    def result(self) -> tuple[Units | None, Units | None, Units | None]:
+        """Over everything, before the first update, and over the last window."""
+        total, first, last = self.extremes()
+        return self._units(total), self._units(first), self._units(last)
 
     def _units(self, seen: tuple[Tensor, Tensor, int] | None) -> Units | None:
         if seen is None:

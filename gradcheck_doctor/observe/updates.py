@@ -17,6 +17,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equal, as far as this rank holds them: comparing two distributed tensors would be a collective."""
+    a, b = local(a.detach()), local(b.detach())
+    return a.shape == b.shape and torch.equal(a, b)
+
+
 def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
     """L2 norm of each parameter's `.grad` by id (None without one), in one pass and one copy to the host."""
     result: dict[int, float | None] = {}
@@ -29,7 +35,9 @@ def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
         gradient = local(gradient.detach())
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
-        if gradient.numel():
+        if not gradient.numel():
+            result[id(parameter)] = 0.0                             # a gradient, but no element of it on this rank
+        else:
             present.append((id(parameter), gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()))
     if present:
         norms = torch.stack([n.float().cpu() for n in torch._foreach_norm([g for _, g in present])]).tolist()
@@ -51,7 +59,7 @@ class Updates:
     """Samples of the parameters before a step, compared with the same elements after it."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.before = [(p, _pick(p).clone()) for p in parameters if p.requires_grad and p.is_floating_point() and p.numel()]
+        self.before = [(p, _pick(p).clone()) for p in parameters if p.requires_grad and p.is_floating_point() and local(p).numel()]
 
     def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
         """One `ParameterStep` for each parameter; gradients divided by the loss `scale`."""

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradcheck_doctor.observe import facts
-from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations, place
+from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.schedule import Schedule
-from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms
+from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, local
+from gradcheck_doctor.observe.wrappers import class_name
+from gradcheck_doctor.records.ranks import Share
 from gradcheck_doctor.records.recording import Event, OptimizerGroup, OptimizerRecord, ParameterStep, Recording, StepRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -57,11 +60,13 @@ class Monitor:
         max_steps: call `stop` after that many optimizer steps.
         on_step, on_observed: called after every optimizer step, and after every observed one while nothing is being observed;
             the time of the latter counts as time spent on observing.
+        channel: name under which the ranks of a distributed training find each other's figures; None reports on this process alone.
     """
 
     def __init__(self, models: Iterable[nn.Module] = (), optimizers: Iterable[torch.optim.Optimizer] = (), every: int | str = "auto", *,
                  log: ConstructionLog | None = None, max_steps: int | None = None, stop: Callable[[], None] | None = None,
-                 on_step: Callable[[Monitor], None] | None = None, on_observed: Callable[[Monitor], None] | None = None, limit: int = 1024) -> None:
+                 on_step: Callable[[Monitor], None] | None = None, on_observed: Callable[[Monitor], None] | None = None, limit: int = 1024,
+                 channel: str | None = None) -> None:
         self.observer = Observer(log, limit)
         self.log = log
         self.book = ParameterBook(log)
@@ -72,6 +77,7 @@ class Monitor:
         self.schedule = Schedule(every)
         self.max_steps, self.stop, self.on_step, self.on_observed = max_steps, stop, on_step, on_observed
         self.facts = facts.Facts()
+        self.ranks = Ranks(channel)
         self.step = 0
         self.steps: list[StepRecord] = []
         self.curve: list[tuple[int, float]] = []
@@ -96,6 +102,7 @@ class Monitor:
     # -- attaching ------------------------------------------------------------------------------------------------------------------
     def attach(self) -> Monitor:
         if not self._handles:
+            self.ranks.reopen()
             self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
             if self.log is not None:
                 self.log.on_optimizer = self._optimizer_built
@@ -104,6 +111,7 @@ class Monitor:
         return self
 
     def detach(self) -> None:
+        attached = bool(self._handles)
         self.observer.close()
         for handle in self._handles:
             handle.remove()
@@ -113,6 +121,8 @@ class Monitor:
         if self._original_backward is not None:
             Tensor.backward = self._original_backward  # type: ignore[method-assign]
             self._original_backward = None
+        if attached and self.ranks.rank:
+            self._hand_in()
 
     def __enter__(self) -> Monitor:
         return self.attach()
@@ -138,6 +148,7 @@ class Monitor:
         """Begin the window that ends with the next optimizer step."""
         self._norms, self._losses, self._backwards, self._updates, self._clip_seen = {}, [], 0, None, False
         self._window_started = time.thread_time()
+        self.schedule.agreed = self.ranks.join()
         compiled = self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
         if not compiled and self.schedule.wants(self.step):
             self.observer.begin_pass(self.step, before_update=self.step == 0)
@@ -155,7 +166,7 @@ class Monitor:
         """Just before backward on an observed step: are last step's gradients still there?"""
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = all(p.grad is None or not bool(p.grad.any()) for p in known.parameters()[:50] if p.requires_grad)
+                known.zeroed = all(p.grad is None or not bool(local(p.grad).any()) for p in known.parameters()[:50] if p.requires_grad)
         if self._backwards == 0:
             self.book.take(self.observer)
             self.facts.before_backward(self.observer, loss)
@@ -171,7 +182,7 @@ class Monitor:
             self._backwards += 1
             if loss.numel() == 1:
                 self._losses.append(loss.detach())
-            if not self.observer.active and self._optimizers and self.schedule.affordable(0.5):
+            if not self.observer.active and self._optimizers and self.schedule.wants_norm(self.step):
                 start = time.thread_time()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
                 if gradients and not hasattr(gradients[0], "to_local"):
@@ -186,6 +197,8 @@ class Monitor:
             self.facts.scaled = True
         elif not self._clip_seen:
             self._clip_seen = True
+            if self.ranks.joined:
+                self.ranks.clips.append(self.ranks.square(((p, self._norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))
             name, threshold, span = value
             self._event(name, span=span, value=threshold, before=self._global())
 
@@ -255,6 +268,8 @@ class Monitor:
             self.observer.finish_step()
             norm = global_norm(n for p, n in ((p, self._norms.get(id(p))) for p in known.parameters()))
             norm = None if norm is None else norm / self._scale
+            if self.ranks.joined:
+                self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
             self.facts.after_step(self.observer)
             known.zeroed = False
         elif self._light:
@@ -320,7 +335,7 @@ class Monitor:
         first = next(iter(models[0].parameters())) if models else None
         steps, curve = self.light(since)
         return Recording(
-            kind=kind, model_class=", ".join(type(m).__name__ for m in models), parameter_count=sum(p.count for p in parameters),
+            kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
             trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
             dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
             operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=steps,
@@ -328,6 +343,23 @@ class Monitor:
             events=tuple(e for e in self.events if e.step > since), curve=curve, total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
             blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),
                                                                "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
+
+    def gathered(self, **probe: Any) -> Recording:
+        """The recording over all ranks of a distributed training (on another rank than 0: its own, after handing it in); else `recording()`."""
+        recording = self.recording("run", **probe)
+        return self.ranks.merged(recording, lambda: self._share(recording), final=not self._handles)
+
+    def _share(self, recording: Recording) -> Share:
+        prefixes = self.observer.roots.prefixes()
+        tensors = {record.name: tensor for tensor, record in self.book.records.values()}
+        return share_of(self.ranks, recording, self.observer, tensors, self.book.shards, lambda node: (place(self.observer, node, prefixes)[0], node.op, node.ordinal))
+
+    def _hand_in(self) -> None:
+        """On another rank than 0: leave what was seen for rank 0's report."""
+        try:
+            self.gathered()
+        except Exception as error:
+            self.observer._fail(error)
 
 
 def _optimizer_record(known: _Optimizer) -> OptimizerRecord | None:

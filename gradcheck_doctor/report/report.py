@@ -64,3 +64,13 @@ class Report:
         if any(SEVERITIES.index(f.severity) >= SEVERITIES.index(fail_on) for f in self.findings):
             raise AssertionError("the model is not healthy:\n\n" + render(self.data, "text", Style({}, quiet=True)))
         return self
+
+
+class RankReport(Report):
+    """What a rank other than 0 holds: its own findings, for code that looks at them; printed it is empty, since rank 0 reports on all."""
+
+    def text(self, *, verbose: bool = False, colour: bool = False) -> str:
+        return ""
+
+    def _repr_html_(self) -> str:
+        return ""
