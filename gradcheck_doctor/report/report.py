@@ -6,7 +6,7 @@ from typing import Any
 
 from gradcheck_doctor.records.codec import to_json
 from gradcheck_doctor.records.findings import SEVERITIES, Finding, ReportData
-from gradcheck_doctor.report.render import Style, render
+from gradcheck_doctor.report.render import Style, format_of, render
 
 
 class Report:
@@ -55,6 +55,12 @@ class Report:
             with open(path, "w", encoding="utf-8") as file:
                 json.dump(data, file, indent=1, allow_nan=False, ensure_ascii=False)
         return data
+
+    def write(self, path: str) -> None:
+        """Write the report to a file in the format of its suffix (.html, .json, .md, .sarif, ...); text for any other."""
+        text = render(self.data, format_of(path) or "text", Style({}))
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text + "\n")
 
     def assert_healthy(self, fail_on: str = "warning") -> Report:
         """Raise AssertionError with the findings when one is at or above `fail_on`; returns itself."""
