@@ -72,4 +72,13 @@ def watch(model: nn.Module | Iterable[nn.Module], optimizer: Optimizer | Iterabl
 
     models = [model] if isinstance(model, torch.nn.Module) else list(model)
     optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    return Watch(models, optimizers, every)
+    return Watch(models, [_inner(o) for o in optimizers], every)
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, behind wrappers such as Accelerate's."""
+    import torch
+
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer

@@ -69,11 +69,16 @@ def _characters(filename: str, line: int, byte_offset: int) -> int:
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
     """The innermost frame, from `frame` outwards, that runs the user's own source; None where we made the call ourselves, for a probe."""
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
+    while frame is not None and not (is_user_file(frame.f_code.co_filename) and not _is_extension(frame)):
         if frame.f_code.co_filename.startswith(CALLERS):
             return None
         frame = frame.f_back
     return frame
+
+
+def _is_extension(frame: FrameType) -> bool:
+    """True for our plugins, which may be installed from a source folder."""
+    return str(frame.f_globals.get("__name__", "")).startswith("gradcheck_doctor_")
 
 
 def user_span(frame: FrameType | None) -> Span | None:

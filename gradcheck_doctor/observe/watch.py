@@ -195,7 +195,7 @@ class Monitor:
         if kind == "scale":
             self._scale = float(value) or 1.0
             self.facts.scaled = True
-        elif not self._clip_seen:
+        elif not self._clip_seen and value[1] != math.inf:        # clipping at infinity is how many trainers measure the norm
             self._clip_seen = True
             if self.ranks.joined:
                 self.ranks.clips.append(self.ranks.square(((p, self._norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))

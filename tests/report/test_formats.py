@@ -5,6 +5,7 @@ import pytest
 from records_sample import report
 
 from gradcheck_doctor.report.render import FORMATS, Style, format_of, render
+from gradcheck_doctor.report.report import Report
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -81,3 +82,9 @@ def test_sarif_is_read_by_an_independent_model_of_the_standard():
     del broken["runs"][0]["tool"]
     with pytest.raises(ValueError):
         sarif_pydantic.Sarif.model_validate(broken)
+
+
+@pytest.mark.parametrize(("name", "part"), [("r.json", '"schema_version": 1'), ("r.md", "| severity |"), ("r.html", "</html>"), ("r", "GD102 init-activation-mismatch  error")])
+def test_a_report_is_written_in_the_format_of_the_suffix(tmp_path, name, part):
+    Report(report()).write(str(tmp_path / name))
+    assert part in (tmp_path / name).read_text()

@@ -77,8 +77,7 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
         try:
             if args.n_gpu > 1 and args.parallel_mode.value == "not_distributed":
                 raise doctor.DoctorError("DataParallel copies the model on every step; start one process per GPU (torchrun, accelerate launch)")
-            inner = getattr(optimizer, "optimizer", optimizer)        # Accelerate wraps it; the step that counts is the inner one's
-            self._watch = doctor.watch(model, inner, every=self.every).attach()
+            self._watch = doctor.watch(model, optimizer, every=self.every).attach()
             self._attached = True
         except Exception as error:
             self._say(state, f"this training is not observed: {error}")

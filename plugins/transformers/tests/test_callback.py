@@ -81,6 +81,7 @@ def test_max_grad_norm_is_seen_as_clipping(tmp_path):
     train(trainer(tmp_path, gpt2, [callback], max_grad_norm=0.25))
     clips = callback.report().recording.events_of("clip_norm")
     assert len(clips) == STEPS and {c.value for c in clips} == {0.25} and all(c.before > 0.25 for c in clips)
+    assert all(c.span.file == __file__ for c in clips)      # the user's call of train(), not the plugin's own frame
     train(trainer(tmp_path, gpt2, [callback], max_grad_norm=0))
     assert not callback.report().recording.events_of("clip_norm")
 
