@@ -5,10 +5,12 @@ The mode sits at the bottom of the mode stack, so that the user's own modes (tor
 """
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from time import perf_counter
 from types import CodeType, FrameType
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck_doctor.observe.collector import Collector
 from gradcheck_doctor.observe.graph import Graph, Node
 from gradcheck_doctor.observe.losses import loss_record
+from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.scope import Roots, Scope
@@ -31,7 +34,9 @@ MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embe
 #: Operations with a limited domain or range: where values stop being finite.
 FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "logit", "acos", "asin", "atanh", "acosh", "norm", "std", "var",
                      "prod", "expm1", "exp2", "cosh", "sinh"})
-_TENSORS_AND_CONTAINERS = (list, tuple)
+_CONTAINERS = (list, tuple)
+HALF = (torch.float16, torch.bfloat16)
+FULL = 40_000          # tensors measured between two optimizer steps, at most
 _CLIPPERS = {"clip_grad_norm_": "clip_norm", "clip_grad_value_": "clip_value", "_clip_grads_with_norm_": "clip_norm"}
 _CLIPPING_OPERATIONS = frozenset({"_foreach_norm", "vector_norm", "linalg_vector_norm", "norm", "_foreach_clamp_min_", "_foreach_clamp_max_",
                                   "clamp_", "_foreach_mul_"})
@@ -66,6 +71,7 @@ class Observer(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self.in_backward = False
+        self.seconds = 0.0                      # spent in our own code so far
         self._spans: dict[tuple[CodeType, int], Span | None] = {}
 
     # -- switching on and off -------------------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ class Observer(TorchFunctionMode):
         """Start observing: mode at the bottom of the stack, scope hooks on."""
         if self.active or self.failure is not None:
             return
-        with _modes_lifted():
+        with modes_lifted():
             self.__enter__()
         self.scope.attach()
         self.active = True
@@ -83,7 +89,7 @@ class Observer(TorchFunctionMode):
         self.scope.detach()
         if self.active:
             self.active = False
-            _drop_mode(self)
+            drop_mode(self)
 
     def begin_pass(self, step: int, before_update: bool) -> None:
         self.step, self.before_update, self.backward_seen = step, before_update, False
@@ -103,30 +109,36 @@ class Observer(TorchFunctionMode):
 
     # -- seeing ---------------------------------------------------------------------------------------------------------------------
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        started = perf_counter()
         kwargs = kwargs or {}
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
-        if not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
+        named = operation_name(func) if self._watching() else None
+        if named is None or self.roots.data_sharded and in_sharding(sys._getframe(1)):
             if self.backward_seen and self._here() and not self.in_backward:
                 self._look_for_clipping(func)
+            self.seconds += perf_counter() - started
             return func(*args, **kwargs)
-        named = operation_name(func)
-        if named is None:
-            return func(*args, **kwargs)
+        inputs: list[Tensor] = []
         try:
-            inputs = list(_tensors(args)) + list(_tensors(kwargs.values()))
+            _gather(args, inputs)
+            if kwargs:
+                _gather(kwargs.values(), inputs)
             versions = [t._version for t in inputs] if not torch.is_inference_mode_enabled() else None
-            relevant = bool(self.scope.stack) or any(t.requires_grad or self.graph.maker(t) is not None for t in inputs)
+            relevant = inputs and (bool(self.scope.stack) or any(t.requires_grad or self.graph.maker(t) is not None for t in inputs))
         except Exception as error:
             self._fail(error)
             return func(*args, **kwargs)
+        self.seconds += perf_counter() - started
         output = func(*args, **kwargs)
-        if relevant and inputs:
+        if relevant:
+            started = perf_counter()
             try:
                 changed = versions is not None and any(t._version != v for t, v in zip(inputs, versions, strict=True))
                 self._record(func, (named[0], named[1] or changed), args, kwargs, inputs, output)
             except Exception as error:
                 self._fail(error)
+            self.seconds += perf_counter() - started
         return output
 
     def _look_for_clipping(self, func: Callable[..., Any]) -> None:
@@ -195,19 +207,27 @@ class Observer(TorchFunctionMode):
         op, inplace = named
         if op == "setitem":
             output = args[0]
-        values = [v for v in _tensors((output,)) if (v.is_floating_point() or v.is_complex()) and not (v.is_leaf and v.requires_grad)]
+        made: list[Tensor] = []
+        _gather((output,), made)
+        values = [v for v in made if (v.is_floating_point() or v.is_complex()) and not (v.requires_grad and v.is_leaf)]
         if not values or all(any(v is t for t in inputs) for v in values) and not inplace and op != "setitem":
             return                                                  # no new value (dropout in eval returns its input)
         category = CATEGORY.get(op, "other")
-        used = [p for p in (self._parameter(t) for t in inputs) if p is not None]
-        if used and self.scope.stack:
+        used, others = [], []
+        for tensor in inputs:
+            maker = self.graph.maker(tensor)
+            parameter = self._parameter(tensor) if maker is None else None
+            if parameter is None:
+                others.append((tensor, maker))
+            else:
+                used.append(parameter)
+        if used and self.roots.data_sharded and self.scope.stack:
             used = [self.roots.shard_behind(self.scope.stack[-1], p) for p in used]
-        others = [t for t in inputs if self._parameter(t) is None]
         if category == "shape" and used and not others:
             for value in values:
                 self.graph.alias(value, used[0])
             return
-        category = _refine(category, op, used, others)
+        category = _refine(category, op, used, len(others))
         module = self.scope.stack[-1] if self.scope.stack else None
         if op == "mul" and module is None:
             self._look_for_scaler()
@@ -227,30 +247,32 @@ class Observer(TorchFunctionMode):
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
 
     def _passed_on(self, given: Any, output: Any) -> None:
-        for old, new in zip(_tensors((given,)), _tensors((output,)), strict=False):
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        _gather((given,), before)
+        _gather((output,), after)
+        for old, new in zip(before, after, strict=False):
             maker = self.graph.maker(old)
             if maker is not None and new is not old:
                 self.graph.bind(new, maker)
 
     def _parameter(self, tensor: Tensor) -> Tensor | None:
-        if self.graph.maker(tensor) is not None:
-            return None
-        if isinstance(tensor, torch.nn.Parameter) or (tensor.requires_grad and tensor.is_leaf):
+        if tensor.requires_grad and tensor.is_leaf or isinstance(tensor, torch.nn.Parameter):
             return tensor
         return self.graph.aliased(tensor)
 
-    def _producers(self, others: list[Tensor], module: Any, category: str) -> tuple[list[int], bool]:
+    def _producers(self, others: list[tuple[Tensor, int | None]], module: Any, category: str) -> tuple[list[int], bool]:
         """Nodes that made the inputs; a tensor from outside becomes an input node when a module uses it."""
         found, source = [], False
-        for tensor in others:
-            maker = self.graph.maker(tensor)
+        for tensor, maker in others:
             if maker is None:
                 maker = self.graph.passed_on(tensor)
             if maker is None:
                 source = True
                 if module is None or category == "loss" or tensor.dim() == 0 or tensor.is_meta:
                     continue
-                maker = self._input(tensor)
+                known = self.graph.maker(tensor)                    # the same tensor may come twice
+                maker = self._input(tensor) if known is None else known
             found.append(maker)
         return list(dict.fromkeys(found)), source or not others
 
@@ -312,7 +334,7 @@ class Observer(TorchFunctionMode):
 
     def _measure(self, node: Node, values: list[Tensor]) -> None:
         value = values[0]
-        if value.numel() == 0 or value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
+        if value.numel() == 0 or value.is_meta or value.layout is not torch.strided or not value.is_floating_point() or len(self._pending) > FULL:
             return
         if hasattr(value, "to_local"):
             self.sharded_values = True                               # tensor parallelism: only a part of the value is here
@@ -320,65 +342,51 @@ class Observer(TorchFunctionMode):
         if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
             value = value.as_subclass(Tensor)
         self._pending.append((node, True, self.collector.put(value)))
-        node.dtypes[self.step] = str(value.dtype).removeprefix("torch.")
+        node.dtypes[self.step] = dtype_name(value.dtype)
         if node.activity is not None:
-            node.activity.add(value, self.before_update)
+            node.activity.add(value, self.before_update, self.collector)
         for each in values if node.category == "recurrent" else values[:1]:
-            if each.requires_grad and each.grad_fn is not None:
-                each.grad_fn.register_prehook(self._gradient_hook(node, each.output_nr))
+            if each.requires_grad and (made_by := each.grad_fn) is not None:
+                made_by.register_prehook(self._gradient_hook(node, each.output_nr))
 
     def _gradient_hook(self, node: Node, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
         def take(gradients: tuple[Tensor | None, ...]) -> None:
             gradient = gradients[output_nr] if output_nr < len(gradients) else None
             if gradient is None or self.failure is not None or not self.active:
                 return
+            started = perf_counter()
             try:
                 with torch.no_grad():
-                    self._pending.append((node, False, self.collector.put(gradient)))
+                    self._pending.append((node, False, self.collector.put(gradient, extremes=gradient.dtype in HALF)))
             except Exception as error:
                 self._fail(error)
+            self.seconds += perf_counter() - started
 
         return take
 
 
-def _refine(category: str, op: str, used: list[Tensor], others: list[Tensor]) -> str:
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refine(category: str, op: str, used: list[Tensor], others: int) -> str:
     """Category where it depends on what the operands are."""
     if category == "matmul":
         return "layer" if used else "other"
-    if category == "merge" and (len(others) < 2 or op in ("lerp", "where") and used):
+    if category == "merge" and (others < 2 or op in ("lerp", "where") and used):
         return "scale" if op in ("add", "sub", "mul", "div", "rsub") else "shape"
     return category
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors in arguments, lists, tuples and dicts one or two levels deep."""
+def _gather(values: Iterable[Any], found: list[Tensor]) -> None:
+    """Append the tensors in arguments, lists, tuples and dicts of them."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, _TENSORS_AND_CONTAINERS):
-            yield from _tensors(value)
+            found.append(value)
+        elif isinstance(value, _CONTAINERS):
+            _gather(value, found)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
-        elif hasattr(value, "data") and type(value).__name__ == "PackedSequence":
-            yield value.data
-
-
-class _modes_lifted:
-    """While open, the user's function modes are off the stack; afterwards they are back on top of whatever was pushed."""
-
-    def __enter__(self) -> None:
-        from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
-        self.lifted = [_pop_mode() for _ in range(_len_torch_function_stack())]
-
-    def __exit__(self, *_: object) -> None:
-        from torch.overrides import _push_mode
-        for mode in reversed(self.lifted):
-            _push_mode(mode)
-
-
-def _drop_mode(ours: TorchFunctionMode) -> None:
-    """Take our mode off the stack, wherever in it it is, and leave the others in their order."""
-    from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode  # type: ignore[attr-defined]
-    others = [mode for mode in (_pop_mode() for _ in range(_len_torch_function_stack())) if mode is not ours]
-    for mode in reversed(others):
-        _push_mode(mode)
+            _gather(value.values(), found)
+        elif type(value).__name__ == "PackedSequence" and hasattr(value, "data"):
+            found.append(value.data)

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.collector import Collector
 from gradcheck_doctor.records.summaries import Units
 
 #: Output beyond which the derivative of a bounded activation is below 1 % of its largest: tanh at |x| = 2.993, sigmoid at |x| = 4.585.
@@ -26,24 +28,29 @@ class UnitActivity:
         self.total: tuple[Tensor, Tensor, int] | None = None
         self.first: tuple[Tensor, Tensor, int] | None = None
 
-    def add(self, output: Tensor, before_update: bool) -> None:
-        """Take in one output; `high` is the largest value (or the saturated count) of each unit, `low` the smallest."""
+    def add(self, output: Tensor, before_update: bool, collector: Collector) -> None:
+        """Take in one output, exact over all of it; its numbers arrive when the collector finishes the step."""
         if output.dim() < 2:
             return
-        samples = output.detach().movedim(self.axis, 0).flatten(1)         # (units, samples)
+        value = output.detach()
+        units = value.shape[self.axis]
+        samples = value.numel() // units
         if self.bounds is None:
-            low, high = torch.aminmax(samples, dim=1)
-            seen = (high.float().cpu(), low.float().cpu(), samples.shape[1])
-            self.total = _extremes(self.total, seen)
+            numbers = torch.stack([_over_samples(value, self.axis, torch.amax), _over_samples(value, self.axis, torch.amin)])
         else:
             lower, upper = self.bounds
-            count = ((samples <= lower) | (samples >= upper)).sum(dim=1).float().cpu()
-            seen = (count, count, samples.shape[1])
-            self.total = _counts(self.total, seen)
+            numbers = _over_samples(((value <= lower) | (value >= upper)).float(), self.axis, torch.sum).expand(2, units)
+        collector.ask(numbers, lambda seen: self._take(seen, samples, before_update))
+
+    def _take(self, numbers: Tensor, samples: int, before_update: bool) -> None:
+        """`numbers`: largest and smallest value of each unit, or twice the number of samples on which it is saturated."""
+        seen = (numbers[0], numbers[1], samples)
+        merge = _extremes if self.bounds is None else _counts
+        self.total = merge(self.total, seen)
         if self.total is seen and self.steps:
             self.steps.clear()                                              # the width changed: a layer was replaced
         if before_update:
-            self.first = _extremes(self.first, seen) if self.bounds is None else _counts(self.first, seen)
+            self.first = merge(self.first, seen)
         self.steps.append((*seen, before_update))
 
     def extremes(self) -> tuple[tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None]:
@@ -67,6 +74,13 @@ class UnitActivity:
             return Units(len(high), samples, dead=int(chosen.sum()), always_on=int((low > 0).sum()), indices=_indices(chosen))
         chosen = high >= SHARE * samples
         return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen))
+
+
+def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """`reduce` over every axis but the units': the innermost in memory first, which is much faster than all at once."""
+    if axis == -1 or value.dim() == 2:
+        return reduce(value.reshape(-1, value.shape[-1]), dim=0)
+    return reduce(reduce(value.flatten(2), dim=2), dim=0)
 
 
 def _indices(chosen: Tensor) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.collector import to_host
 from gradcheck_doctor.records.recording import ParameterStep
 
-SAMPLE = 4096
+SAMPLE = 1024          # elements compared of each parameter
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
     """L2 norm of each parameter's `.grad` by id (None without one), in one pass and one copy to the host."""
     result: dict[int, float | None] = {}
-    present: list[tuple[int, Tensor]] = []
+    keys: list[int] = []
+    gradients: list[Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
         result[id(parameter)] = None
@@ -38,11 +40,18 @@ def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
         if not gradient.numel():
             result[id(parameter)] = 0.0                             # a gradient, but no element of it on this rank
         else:
-            present.append((id(parameter), gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()))
-    if present:
-        norms = torch.stack([n.float().cpu() for n in torch._foreach_norm([g for _, g in present])]).tolist()
-        result |= {key: norm for (key, _), norm in zip(present, norms, strict=True)}
+            keys.append(id(parameter))
+            gradients.append(gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float())
+    if keys:
+        numbers = to_host([_stack(torch._foreach_norm(gradients))])[0].tolist()
+        result |= zip(keys, numbers, strict=True)
     return result
+
+
+def _stack(numbers: Iterable[Tensor]) -> Tensor:
+    numbers = list(numbers)
+    device = numbers[0].device
+    return torch.stack([n if n.dtype == torch.float32 and n.device == device else n.to(device, torch.float32) for n in numbers])
 
 
 def global_norm(norms: Iterable[float | None]) -> float | None:
@@ -51,32 +60,56 @@ def global_norm(norms: Iterable[float | None]) -> float | None:
 
 
 def _pick(tensor: Tensor) -> Tensor:
+    """At most `SAMPLE` evenly spaced elements, a view where the layout allows."""
     flat = local(tensor.detach()).reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
+    return flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE] if flat.numel() > SAMPLE else flat
 
 
 class Updates:
-    """Samples of the parameters before a step, compared with the same elements after it."""
+    """Samples of the parameters before a step, compared with the same elements after it: all parameters of one kind at once."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.before = [(p, _pick(p).clone()) for p in parameters if p.requires_grad and p.is_floating_point() and local(p).numel()]
+        self._groups: dict[tuple[torch.device, bool], tuple[list[Tensor], list[Tensor], Tensor]] = {}
+        kinds: dict[tuple[torch.device, bool], list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.is_floating_point() and local(parameter).numel():
+                kinds.setdefault((parameter.device, parameter.dtype == torch.float64), []).append(parameter)
+        for kind, members in kinds.items():
+            views = [_pick(p) for p in members]
+            self._groups[kind] = members, views, _table(views, kind)
 
     def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
         """One `ParameterStep` for each parameter; gradients divided by the loss `scale`."""
-        rows, seen = [], []
-        for parameter, old in self.before:
-            new = _pick(parameter)
-            moved = new != old
-            gradient = _pick(parameter.grad) if parameter.grad is not None and not parameter.grad.is_sparse else None
-            wanted = gradient != 0 if gradient is not None and gradient.shape == old.shape else moved
-            difference = (new.double() - old.double())
-            rows.append(torch.stack([difference.square().mean(), old.double().square().mean(), (wanted & ~moved).double().sum(),
-                                     wanted.double().sum()]).cpu())
-            seen.append(parameter)
-        if not rows:
-            return {}
-        numbers = torch.stack(rows).tolist()
-        return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, numbers, strict=True)}
+        tables = [_compared(members, before, kind) for kind, (members, _, before) in self._groups.items()]
+        rows = [row for table in to_host(tables) for row in table.tolist()] if tables else []
+        seen = [p for members, _, _ in self._groups.values() for p in members]
+        return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, rows, strict=True)}
+
+
+def _table(views: list[Tensor], kind: tuple[torch.device, bool]) -> Tensor:
+    """One row a parameter, filled up with zeros: (parameters, SAMPLE)."""
+    device, double = kind
+    table = torch.zeros(len(views), SAMPLE, device=device, dtype=torch.float64 if double else torch.float32)
+    torch._foreach_copy_([row[: v.numel()] for row, v in zip(table.unbind(0), views, strict=True)], views)
+    return table
+
+
+def _compared(members: list[Tensor], before: Tensor, kind: tuple[torch.device, bool]) -> Tensor:
+    """Mean square of the change, mean square before, updates lost to rounding, updates wanted; (parameters, 4).
+
+    An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
+    """
+    views = [_pick(p) for p in members]
+    after = _table(views, kind)
+    gradients = [_pick(p.grad) if p.grad is not None and not p.grad.is_sparse else None for p in members]
+    usable = [g is not None and g.shape == v.shape for g, v in zip(gradients, views, strict=True)]
+    change = after - before
+    wanted = _table([g if ok and g is not None else row[: v.numel()] for g, ok, row, v in
+                     zip(gradients, usable, change.unbind(0), views, strict=True)], kind)
+    count = torch.tensor([float(v.numel()) for v in views], device=before.device, dtype=before.dtype)
+    still = torch.eq(change, 0.0, out=torch.empty_like(change))
+    active = torch.ne(wanted, 0.0, out=torch.empty_like(change))
+    return torch.stack([change.square().sum(1) / count, before.square().sum(1) / count, (still * active).sum(1), active.sum(1)], dim=1)
 
 
 def _step(step: int, norm: float | None, scale: float, row: list[float], count: int) -> ParameterStep:

@@ -1,0 +1,49 @@
+"""The doctor as a variant of the loop."""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gradcheck_doctor.observe.watch import Monitor
+from tests.benchmarks.protocol import Tool
+
+
+class Doctor(Tool):
+    """Attached around its own steps only, because other runs take their turn between them; attaching and detaching is timed with the step."""
+
+    covers = "see docs/performance.md"
+
+    def __init__(self, every: int | str, name: str | None = None) -> None:
+        self.every = every
+        self.name = name or f"doctor, every={every}"
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.monitor = Monitor([model], [optimizer], self.every)
+        self.before = 0.0
+
+    def before_step(self) -> None:
+        self.monitor.attach()
+
+    def after_step(self, loss: torch.Tensor) -> None:
+        self.monitor.detach()
+
+    def inside(self) -> float:
+        spent = self.monitor.seconds
+        seconds, self.before = spent - self.before, spent
+        return seconds
+
+    def close(self) -> None:
+        failure = self.monitor.observer.failure
+        if failure is not None:
+            raise AssertionError(f"observing stopped: {failure!r}") from failure
+
+
+class Idle(Doctor):
+    """Attached, but past the steps it observes."""
+
+    def __init__(self) -> None:
+        super().__init__(every=10**9, name="doctor, idle step")
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().attach(model, optimizer)
+        self.monitor.step = 1000
