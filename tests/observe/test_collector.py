@@ -1,0 +1,106 @@
+"""What is kept of a tensor against slow, obvious oracles, for every layout in memory."""
+import math
+
+import pytest
+import torch
+
+from gradcheck_doctor.observe.collector import Collector, plan_of
+from gradcheck_doctor.observe.units import UnitActivity
+
+LAYOUTS = {
+    "small": lambda: torch.randn(7, 5),
+    "scalar": lambda: torch.randn(()),
+    "vector": lambda: torch.randn(5000),
+    "matrix": lambda: torch.randn(300, 70),
+    "wide": lambda: torch.randn(2, 9001),
+    "images": lambda: torch.randn(9, 6, 17, 19),
+    "channels last": lambda: torch.randn(9, 6, 17, 19).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(300, 70).T,
+    "slice": lambda: torch.randn(300, 90)[:, 5:60],
+    "offset": lambda: torch.randn(400, 70)[100:],
+    "time first": lambda: torch.randn(12, 33, 50).transpose(0, 1),
+    "expanded": lambda: torch.randn(1, 70).expand(300, 70),
+    "double": lambda: torch.randn(300, 70, dtype=torch.float64),
+    "half": lambda: torch.randn(300, 70).half(),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_norm_and_extremes_are_exact_and_the_sample_is_close(name):
+    torch.manual_seed(0)
+    value = LAYOUTS[name]() + 0.5
+    collector = Collector(1024)
+    seen = []
+    for _ in range(5):
+        collector.put(value)
+        seen += collector.finish()
+    for summary in seen:
+        assert summary.count == value.numel() and summary.sampled == (value.numel() > 1024)
+        assert summary.norm == pytest.approx(value.double().norm().item(), rel=1e-3)
+        assert (summary.minimum, summary.maximum) == pytest.approx((value.min().item(), value.max().item()))
+        assert summary.rms == pytest.approx(value.double().square().mean().sqrt().item(), rel=1e-3)
+    spread = value.double().std(unbiased=False).item()
+    assert sum(s.mean for s in seen) / 5 == pytest.approx(value.double().mean().item(), abs=0.2)
+    assert sum(s.std for s in seen) / 5 == pytest.approx(spread, rel=0.2)
+
+
+def test_a_whole_tensor_has_exact_statistics():
+    value = torch.relu(torch.randn(16, 12))
+    collector = Collector()
+    collector.put(value)
+    [summary] = collector.finish()
+    assert summary.std == pytest.approx(value.std(unbiased=False).item(), rel=1e-4)
+    assert summary.zero_fraction == pytest.approx((value == 0).float().mean().item())
+    assert summary.sample_std == pytest.approx(value.var(0, unbiased=False).mean().sqrt().item(), rel=1e-4)
+
+
+def test_the_sample_stays_inside_its_tensor_and_turns():
+    """The last element of every plan is inside the storage that the tensor covers, at every rotation; and rotations differ."""
+    for shape in [(300, 70), (2, 9001), (9, 6, 17, 19), (5000,), (129, 513)]:
+        plan = plan_of(shape, torch.empty(shape).stride(), 1024)
+        for turn in range(200):
+            first = turn % plan.row_step * (plan.row_stride // plan.row_step) + turn % plan.column_step
+            last = first + (plan.rows - 1) * plan.row_stride + (plan.columns - 1) * plan.column_stride
+            assert last < math.prod(shape)
+        assert plan.row_step > 1 or plan.column_step > 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("extremes", [True, False])
+def test_one_bad_element_is_seen_wherever_it_is(bad, extremes):
+    value = torch.randn(300, 70)
+    value[123, 45] = bad
+    collector = Collector()
+    collector.put(value, extremes)
+    assert not collector.finish()[0].finite
+
+
+def test_overflow_of_the_square_is_not_taken_for_an_infinity():
+    collector = Collector()
+    collector.put(torch.full((300, 70), 1e25), extremes=False)
+    [summary] = collector.finish()
+    assert summary.finite and summary.absmax == pytest.approx(1e25)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((32, 10), 1), ((8, 10, 5, 5), 1), ((8, 6, 10), -1), ((8, 10, 7), 1)])
+def test_activity_of_units_is_exact(shape, axis):
+    torch.manual_seed(0)
+    value = torch.randn(shape).movedim(axis, 0).contiguous()
+    value[2], value[7] = 0.0, value[7].abs() + 1
+    value = torch.relu(value).movedim(0, axis)
+    collector, activity = Collector(), UnitActivity("relu", axis)
+    activity.add(value, True, collector)
+    activity.add(value, False, collector)
+    collector.finish()
+    total, first, last = activity.result()
+    assert (total.dead, total.always_on, total.indices, total.units) == (1, 1, (2,), 10)
+    assert total.samples == 2 * value.numel() // 10 and first.samples == value.numel() // 10 and last.dead == 1
+
+
+def test_saturation_is_counted_over_all_samples():
+    value = torch.zeros(40, 3)
+    value[:, 1], value[:39, 2] = 0.999, -0.999
+    collector, activity = Collector(), UnitActivity("tanh", 1)
+    activity.add(value, True, collector)
+    collector.finish()
+    assert activity.result()[0].indices == (1, 2)
