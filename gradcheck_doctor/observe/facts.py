@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcheck_doctor.errors import ProbeError
+from gradcheck_doctor.observe.init_code import repeated, unapplied
+from gradcheck_doctor.observe.scope import join
 from gradcheck_doctor.observe.source import clips_gradients, user_files
 from gradcheck_doctor.records.recording import ModuleRecord
 
@@ -38,10 +40,13 @@ class Facts:
         self.batchnorm: dict[int, dict[str, Any]] = {}
         self.autocast: str | None = None
         self.scaled = False
+        self.init: dict[int, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}      # number of the root -> (drawn twice, not run)
         self._modules: dict[int, nn.Module] = {}
 
     def before_backward(self, observer: Observer, loss: Tensor) -> None:
-        for root in observer.roots.roots:
+        for number, root in enumerate(observer.roots.roots):
+            if number not in self.init:                                         # as it was before the first update
+                self.init[number] = repeated([root], observer.log), unapplied([root], observer.log)
             for module in root.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                     self._batchnorm(module)
@@ -68,9 +73,12 @@ class Facts:
 
     def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...]) -> dict[str, Any]:
         names = {id(module): name for module, name in observer.roots.names()}
+        prefixes = observer.roots.prefixes()
         log = observer.log
         files = user_files(observer.roots.roots, log)
         return {
+            "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
+            "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
             "clips_in_source": clips_gradients(files),
             "batchnorm": {names[k]: {a: b for a, b in row.items() if a != "start"} for k, row in self.batchnorm.items() if k in names},
             "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),

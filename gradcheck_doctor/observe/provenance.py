@@ -107,6 +107,16 @@ class Initialisation:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Application:
+    """One `module.apply(function)` in the user's source; `tick` says what was built before it."""
+
+    module: weakref.ref[nn.Module]
+    code: CodeType
+    span: Span | None
+    tick: int
+
+
 class WeakTable(Generic[K, V]):
     """A dictionary by identity that does not keep its keys alive: modules may define `__hash__` and `__eq__` as they like."""
 
@@ -133,16 +143,20 @@ class ConstructionLog:
 
     def __init__(self) -> None:
         self.spans: WeakTable[nn.Module, Span] = WeakTable()
-        self.modules: WeakTable[nn.Module, bool] = WeakTable()
+        self.modules: WeakTable[nn.Module, int] = WeakTable()     # module -> when it was built, in ticks of this log
         self.loaded: WeakTable[nn.Module, dict[str, Any]] = WeakTable()
         self.optimizers: WeakTable[torch.optim.Optimizer, Span] = WeakTable()
         self.compiled = False
         self.on_optimizer: Callable[[torch.optim.Optimizer], None] | None = None
         self.initialised: dict[int, list[Initialisation]] = {}
+        self.init_sites: dict[Span, set[int]] = {}                # nn.init call -> addresses of the values it drew
+        self.applied: list[Application] = []
+        self.ticks = 0
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def built(self, module: nn.Module, frame: FrameType | None) -> None:
-        self.modules[module] = True
+        self.ticks += 1
+        self.modules[module] = self.ticks
         if self.spans.get(module) is not None:
             return
         maker = _construction_frame(frame, module)
@@ -165,7 +179,17 @@ class ConstructionLog:
         if known is None or known() is not tensor:
             self.initialised[key] = []
             self._alive[key] = weakref.ref(tensor)
-        self.initialised[key].append(Initialisation(function, user_span(frame), arguments))
+        span = user_span(frame)
+        self.initialised[key].append(Initialisation(function, span, arguments))
+        if span is not None and not tensor.is_meta:
+            self.init_sites.setdefault(span, set()).add(tensor.data_ptr())
+
+    def note_apply(self, module: nn.Module, function: Any, frame: FrameType | None) -> None:
+        """`module.apply(function)` by the user; torch's own calls on the children are no new ones."""
+        code = getattr(getattr(function, "func", function), "__code__", None)
+        if frame is not None and code is not None and is_user_file(frame.f_code.co_filename) and is_user_file(code.co_filename):
+            self.ticks += 1
+            self.applied.append(Application(weakref.ref(module), code, user_span(frame), self.ticks))
 
     def initialisations(self, tensor: torch.Tensor) -> list[Initialisation]:
         known = self._alive.get(id(tensor))
@@ -209,6 +233,13 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
                             "span": user_span(sys._getframe(1))}
         return result
 
+    original_apply = nn.Module.apply
+
+    @functools.wraps(original_apply)
+    def apply(self: nn.Module, fn: Callable[[nn.Module], None]) -> nn.Module:
+        log.note_apply(self, fn, sys._getframe(1))
+        return original_apply(self, fn)
+
     original_optimizer = torch.optim.Optimizer.__init__
 
     @functools.wraps(original_optimizer)
@@ -224,11 +255,13 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
         return original_compile(*args, **kwargs)
 
     restore: list[tuple[Any, str, Any]] = [(torch.optim.Optimizer, "__init__", original_optimizer), (torch, "compile", original_compile),
-                                           (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load)]
+                                           (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load),
+                                           (nn.Module, "apply", original_apply)]
     torch.optim.Optimizer.__init__ = optimizer_init  # type: ignore[method-assign]
     torch.compile = compile_
     nn.Module.__init__ = init  # type: ignore[method-assign]
     nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    nn.Module.apply = apply  # type: ignore[method-assign, assignment]
     for name in [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]:
         original = getattr(nn.init, name)
         restore.append((nn.init, name, original))

@@ -12,6 +12,7 @@ from gradcheck_doctor.records.summaries import Summary
 from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
+SMALL_HEAD = 0.1       # of the variance of PyTorch's default, which is 1 / (3 fan_in)
 LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 
 
@@ -150,6 +151,17 @@ def end(recording: Recording, operation: Operation) -> list[tuple[Summary | None
 def _nearest_to_one(candidates: Sequence[float]) -> float | None:
     usable = [c for c in candidates if c > 0 and math.isfinite(c)]
     return min(usable, key=lambda c: abs(math.log(c))) if usable else None
+
+
+def far_end(recording: Recording, run: Run) -> Operation:
+    """The last layer of a run, or the last but one in front of a head that was made small on purpose.
+
+    A head with a tenth of the default variance or less (the 0.01 of policy heads and detectors) scales the whole gradient by one factor, so that
+    all layers below it get the same: that is no decay from layer to layer.
+    """
+    head = weight(recording, run.layers[-1])
+    small = head is not None and head.init_span is not None and head.gain is not None and head.gain**2 < SMALL_HEAD / 3.0
+    return run.layers[-2] if small and len(run.layers) > 2 and is_output(recording, run.layers[-1]) else run.layers[-1]
 
 
 When = Callable[[Recording, Operation], "list[tuple[Summary | None, Summary | None]]"]

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, location, mild, runs, signal_ratio, start
 
 
 def _ratios(recording: Recording) -> Iterator[Measurement]:
     for run in runs(recording):
         if run.recurrent or len(run.layers) < 3:
             continue
-        ratio = signal_ratio(recording, run.layers[0], run.layers[-1])
+        high = far_end(recording, run)
+        ratio = signal_ratio(recording, run.layers[0], high)
         if ratio is not None:
-            yield Measurement(value=ratio, module=run.layers[-1].module, modules=run.modules, op=run.layers[-1].op,
-                              location=location(recording, run.layers[-1]), operations=run.indices, cap=mild(recording),
-                              evidence={"signal_ratio": ratio, "layers": len(run.layers)})
+            yield Measurement(value=ratio, module=high.module, modules=run.modules, op=high.op, location=location(recording, high),
+                              operations=run.indices, cap=mild(recording), evidence={"signal_ratio": ratio, "layers": run.layers.index(high) + 1})
 
 
 class SignalCollapse(Rule):

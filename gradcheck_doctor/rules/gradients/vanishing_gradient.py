@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import end, gradient_ratio, learned, location, mild, runs, start
+from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, runs, start
 
 LEAST = 3              # layers
 
@@ -19,8 +19,8 @@ class VanishingGradient(Rule):
 
     Why it matters: with a ratio of 1e-3 the first layer moves a thousand times more slowly than the last one under SGD.
 
-    When it is harmless: parallel branches that start quiet by design (zero-gamma, LayerScale); under Adam until the gradient nears epsilon;
-    frozen layers; time steps of a recurrence (see temporal-gradient).
+    When it is harmless: parallel branches that start quiet by design (zero-gamma, LayerScale); a head that starts small on purpose (not counted);
+    under Adam until the gradient nears epsilon; frozen layers; time steps of a recurrence (see temporal-gradient).
 
     Sources: Géron, ch. 11; Glorot and Bengio 2010. The usual ratio of weight gradients is blind when signal and gradient shrink together.
     """
@@ -39,7 +39,8 @@ class VanishingGradient(Rule):
             if run.recurrent or len(run.layers) < LEAST:
                 continue
             seen = True
-            yield from self._pair(recording, list(run.layers), run.indices, "run")
+            reached = run.layers[: run.layers.index(far_end(recording, run)) + 1]
+            yield from self._pair(recording, list(reached), run.indices, "run")
         spine = [o for o in recording.spine if o.category in ("layer", "merge", "norm", "recurrent", "attention")]
         if not seen and len(spine) >= LEAST:
             yield from self._pair(recording, spine, tuple(o.index for o in spine), "spine")

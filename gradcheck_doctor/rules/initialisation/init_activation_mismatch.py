@@ -84,7 +84,7 @@ class InitActivationMismatch(Rule):
 
 
 def _drifted(recording: Recording, run: Run) -> bool:
-    """The deepest of at least four SELU layers is a factor of 2 away from standard deviation 1: SELU halves what the weights do, but no more."""
+    """The deepest of at least four SELU layers is a factor of 2 away from standard deviation 1, which it should hold."""
     outputs = [a for a in run.activations if a.op == "selu"]
     seen = [f.std for f, _ in start(recording, outputs[-1]) if f is not None and f.finite] if len(outputs) >= 4 else []
     return bool(seen) and not 0.5 <= seen[0] <= 2.0

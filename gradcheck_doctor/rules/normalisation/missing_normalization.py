@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import gradient_ratio, location, mild, phi, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, mild, phi, runs, signal_ratio, start
 
 
 class MissingNormalization(Rule):
@@ -35,8 +35,8 @@ class MissingNormalization(Rule):
         for run in runs(recording):
             if run.recurrent or not any(phi(a) for a in run.activations):
                 continue
-            ratios = [r for r in (gradient_ratio(recording, run.layers[0], run.layers[-1]),
-                                  signal_ratio(recording, run.layers[0], run.layers[-1])) if r is not None]
+            high = far_end(recording, run)
+            ratios = [r for r in (gradient_ratio(recording, run.layers[0], high), signal_ratio(recording, run.layers[0], high)) if r is not None]
             if any(not 1e-2 <= r <= 1e2 for r in ratios):
                 yield Measurement(value=float(len(run.layers)), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op,
                                   location=location(recording, run.layers[0]), operations=run.indices, cap=mild(recording),
