@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gradcheck_doctor.config import Config
     from gradcheck_doctor.targets import Target
 
+#: Called with the report of every `audit` while it is set; the pytest plugin lists them.
+on_audit: ContextVar[Callable[[ReportData], None] | None] = ContextVar("on_audit", default=None)
 TABLED = frozenset({"layer", "activation", "norm", "recurrent", "embedding", "attention", "merge", "loss"})
 
 
@@ -131,6 +134,8 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
     target = target_of_model(model, batch, loss, seed=seed, optimizer=optimizer)
     config = replace(Config(), select=tuple(select), ignore=tuple(ignore))
     examination = audit_target(target, config=config, steps=steps)
+    if (listener := on_audit.get()) is not None:
+        listener(examination.report)
     return Report(examination.report, examination.recording)
 
 
