@@ -88,7 +88,7 @@ def _restore_attributes(module: nn.Module, whole: dict[str, Any], copies: dict[s
 @torch.no_grad()
 def _restore_tensors(values: list[Any], gradients: dict[int, Any]) -> None:
     for tensor, version, copy, gradient, requires_grad in values:
-        if copy is not None and tensor._version != version:
+        if copy is not None and (tensor._version != version or not torch.equal(tensor, copy)):   # batch_norm writes its statistics unversioned
             tensor.data.copy_(copy)
         if tensor.is_leaf:
             tensor.requires_grad_(requires_grad)

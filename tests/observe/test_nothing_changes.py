@@ -138,10 +138,12 @@ def same(a, b):
     assert a["keys"] == b["keys"] and a["hooks"] == b["hooks"] and a["flags"] == b["flags"] and a["backward"] is b["backward"]
 
 
+@pytest.mark.parametrize("norm_trains", [True, False])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_audit_leaves_the_model_as_it_was(steps):
+def test_audit_leaves_the_model_as_it_was(steps, norm_trains):
+    """Running statistics too: batch_norm writes them without counting up the tensor's version."""
     model = Residual()
-    model.bn.eval()
+    model.bn.train(norm_trains)
     x, y = torch.randn(16, 12), torch.randint(0, 4, (16,))
     F.cross_entropy(model(x), y).backward()
     before = snapshot(model)
