@@ -10,7 +10,7 @@ ALLOWED = {
     "records": {"records", "errors"}, "theory": {"theory"}, "packs": set(), "observe": SHARED | {"observe"}, "rules": SHARED | {"rules"},
     "report": SHARED | {"report"}, "targets": SHARED | {"targets", "observe"},
     "treatments": SHARED | {"treatments"}, "verify": {"records"}, "repair": SHARED | {"treatments", "verify"},
-    "live": SHARED | {"treatments", "observe"},
+    "live": SHARED | {"treatments", "observe", "targets", "session", "rules"},
     "patch": SHARED | {"treatments", "repair"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "store": {"records", "errors", "store"},

@@ -54,10 +54,14 @@ class Journal:
 
         self.note(table, inverse)
 
-    def attribute(self, owner: Any, name: str) -> None:
-        """Before a plain attribute changes."""
-        saved = getattr(owner, name)
-        self.note(owner, lambda: setattr(owner, name, saved))
+    def sequence(self, entries: list[Any]) -> None:
+        """Before a list changes: its entries come back."""
+        saved = list(entries)
+
+        def inverse() -> None:
+            entries[:] = saved
+
+        self.note(entries, inverse)
 
     def trainable(self, parameter: nn.Parameter) -> None:
         """Before `requires_grad` of a parameter changes."""

@@ -1,7 +1,7 @@
 """A live model as treatments see it: its modules by path, what the report's recording says about them, its optimizers."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,10 @@ from gradcheck_doctor.treatments.live_optimizer import Optimizers
 PASSED = frozenset({"shape", "dropout", "scale", "reduce", "other", "norm", "pool"})     # between a layer and its activation
 
 
+def _no_batch() -> None:
+    raise TreatmentRefused("it needs data: pass batch=")
+
+
 @dataclass
 class Patient:
     """Facts that every treatment may use.
@@ -24,7 +28,8 @@ class Patient:
         loaded: module path -> names that a load_state_dict left missing, for modules whose loading was seen.
         steps: optimizer steps that the report's recording saw.
         retrain: module paths that may be initialised although they look trained; True: all of them.
-        batch: (inputs, targets) or None.
+        batch, targets: what the model is fed and judged by, None when not given.
+        forward: runs the model on the batch and leaves it untouched.
     """
 
     model: nn.Module
@@ -36,6 +41,11 @@ class Patient:
     retrain: bool | tuple[str, ...] = False
     batch: Any = None
     targets: Any = None
+    forward: Callable[[], None] = _no_batch
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules(remove_duplicate=False))     # paths keep their meaning when modules move
 
     def module(self, path: str) -> nn.Module:
         """The submodule at a path.
@@ -43,10 +53,9 @@ class Patient:
         Raises:
             TreatmentRefused: there is none.
         """
-        try:
-            return self.model.get_submodule(path)
-        except AttributeError:
-            raise TreatmentRefused(f"this model has no module {path!r}; the report is about another one") from None
+        if path not in self.modules:
+            raise TreatmentRefused(f"this model has no module {path!r}; the report is about another one")
+        return self.modules[path]
 
     def operations(self, path: str) -> tuple[Operation, ...]:
         """What was recorded inside a module, in order of the first call."""
@@ -99,9 +108,6 @@ class Patient:
 
     def other_names(self, tensor: Tensor, paths: tuple[str, ...]) -> list[str]:
         """Names of `tensor` outside the modules at `paths`: another module shares it."""
-        found = []
-        for path, module in self.model.named_modules(remove_duplicate=False):
-            if path not in paths:
-                found += [f"{path}.{n}".lstrip(".") for n, p in module._parameters.items() if p is tensor]
         same = {id(self.module(p)) for p in paths}
-        return [n for n in found if id(self.model.get_submodule(n.rpartition(".")[0])) not in same]
+        return [f"{path}.{n}".lstrip(".") for path, module in self.model.named_modules() if id(module) not in same
+                for n, p in module._parameters.items() if p is tensor]

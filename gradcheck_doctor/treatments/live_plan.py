@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Finding, Prescription
-from gradcheck_doctor.treatments import live_initialise
+from gradcheck_doctor.treatments import live_activation, live_fold, live_initialise, live_input, live_norm, live_training
 from gradcheck_doctor.treatments.live import Change
 from gradcheck_doctor.treatments.live_journal import Journal
 from gradcheck_doctor.treatments.live_patient import Patient
 
 Treatment = Callable[[Patient, Finding | None, Prescription, Journal], str]
-LIVE: Mapping[str, Treatment] = {**live_initialise.LIVE}
+LIVE: Mapping[str, Treatment] = {**live_initialise.LIVE, **live_activation.LIVE, **live_norm.LIVE, **live_input.LIVE, **live_training.LIVE, **live_fold.LIVE}
 
 
 def carry_out(patient: Patient, finding: Finding | None, prescription: Prescription) -> Change:
@@ -20,7 +20,7 @@ def carry_out(patient: Patient, finding: Finding | None, prescription: Prescript
     Raises:
         TreatmentRefused: it has no live form or may not be done; the model is as it was.
     """
-    treatment = LIVE.get(prescription.treatment)
+    treatment = LIVE.get(prescription.treatment) or _of_another_package(prescription.treatment)
     if treatment is None:
         raise TreatmentRefused(ELSEWHERE.get(prescription.treatment, "it has no live form; `doctor fix` edits the source"))
     journal = Journal()
@@ -34,6 +34,14 @@ def carry_out(patient: Patient, finding: Finding | None, prescription: Prescript
     notes = (_names(renamed),) if renamed else ()
     return Change(title[:1].upper() + title[1:], prescription.id, tuple(prescription.modules), finding.code if finding is not None else "",
                   notes, renamed, journal=journal)
+
+
+def _of_another_package(name: str) -> Treatment | None:
+    """A pack's treatment has a live form when its function carries one as the attribute `live`."""
+    from gradcheck_doctor.treatments.plan import planners
+
+    live: Treatment | None = getattr(planners().get(name), "live", None)
+    return live
 
 
 def _renamed(before: list[tuple[str, object]], patient: Patient) -> dict[str, str]:
