@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gradcheck_doctor.report.render import Style
 
 LIMIT = 10             # annotations of one level that GitHub shows a step
+PROOF = {"improved": " (measured to help)", "no-effect": " (measured to be of no effect)", "worse": " (measured to harm)"}
 LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
@@ -68,7 +69,7 @@ def _markdown(report: ReportData) -> str:
     if not report.findings:
         return head
     rows = [f"| {f.severity} | `{f.code}` {f.rule} | {_cell(f.module)} | {_cell(_where(f, report))} | {_cell(f.message)} | "
-            f"{_cell('; '.join(x.prescription.title for x in f.fixes[:2]))} |" for f in report.findings]
+            f"{_cell('; '.join(x.prescription.title + PROOF.get(x.verified.status, '') for x in f.fixes[:2]))} |" for f in report.findings]
     return "\n".join([head, "", "| severity | rule | module | where | what | cure |", "|---|---|---|---|---|---|", *rows])
 
 

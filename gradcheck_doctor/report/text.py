@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = {"error": "31;1", "warning": "33;1", "info": "36", "healthy": "32;1", "watch": "33;1", "sick": "31;1", "dim": "2", "bold": "1"}
 ROWS = 40              # of the layer table, unless verbose
 BAR = "▁▂▃▄▅▆▇█"
+PROOF = {"improved": ", measured to help", "no-effect": ", measured to be of no effect", "worse": ", measured to harm"}
 
 
 def paint(text: str, colour: str, style: Style) -> str:
@@ -53,7 +54,7 @@ def _finding(finding: Finding, symptoms: Sequence[Finding], style: Style) -> str
     lines = [f"{paint(f'{finding.code} {finding.rule}', 'bold', style)}  {paint(finding.severity, finding.severity, style)}  {where}".rstrip(),
              f"    {finding.message}"]
     lines += _excerpt(finding.location, style)
-    tries = [f"{f.prescription.title} [{f.prescription.safety}]" for f in finding.fixes]
+    tries = [f"{f.prescription.title} [{f.prescription.safety}{PROOF.get(f.verified.status, '')}]" for f in finding.fixes]
     if tries:
         lines.append(f"    try: {'; or '.join(tries)}")
     if symptoms:

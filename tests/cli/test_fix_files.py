@@ -185,6 +185,45 @@ def test_a_full_disk_leaves_the_old_file_and_no_remains(tmp_path, monkeypatch):
     assert [p.read_text() for p in tmp_path.iterdir()] == ["x = 1\n"]
 
 
+def test_what_is_ignored_or_known_is_not_touched(tmp_path, monkeypatch):
+    from gradcheck_doctor.session import audit_target
+    from gradcheck_doctor.targets.resolve import resolve
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "net.py"
+    path.write_text(SICK)
+    assert fix("net.py", "--ignore", "GD")[0] == 0 and path.read_text() == SICK
+    assert fix("net.py", "--select", "dead-relu", "--check")[0] == 0
+    known = tmp_path / "known.json"
+    known.write_text(json.dumps({"version": 1, "findings": {f.fingerprint: {} for f in audit_target(resolve("net.py")[0]).report.findings}}))
+    assert fix("net.py", "--baseline", "known.json")[0] == 0 and path.read_text() == SICK
+    assert fix("net.py", "--select", "init-activation-mismatch")[0] == 0 and path.read_text() == CURED
+
+
+def test_all_models_of_a_file_are_fixed_in_one_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "net.py"
+    path.write_text(PLAIN + "\n" + PLAIN.splitlines()[-1].replace("model", "other") + "\n")
+    assert fix("net.py")[0] == 0
+    assert path.read_text() == PLAIN + BEHIND + "\n" + (PLAIN.splitlines()[-1] + BEHIND).replace("model", "other") + "\n"
+
+
+def test_models_that_share_a_class_need_its_cure_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "net.py"
+    path.write_text(SICK + "\n\none = Net()\ntwo = Net(12)\n")
+    assert fix("net.py")[0] == 0 and path.read_text() == CURED + "\n\none = Net()\ntwo = Net(12)\n"
+
+
+def test_every_format_tells_what_was_proven(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SICK)
+    assert fix("net.py", "--check", "--output", "report.json", "--verify")[0] == 1
+    for name, said in {"text": "[safe, measured to help]", "markdown": "(measured to help)", "html": "improved"}.items():
+        assert said in CliRunner().invoke(cli, ["report", "report.json", "--format", name], standalone_mode=False).stdout
+    assert (tmp_path / "net.py").read_text() == SICK
+
+
 KILLED = """
 import os, signal, sys
 from gradcheck_doctor.patch import Patch
