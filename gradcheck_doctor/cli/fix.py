@@ -1,7 +1,6 @@
 """doctor fix TARGET..., doctor fix --from REPORT.json"""
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("fix")
 @click.argument("targets", nargs=-1, metavar="TARGET... | SCRIPT -- [ARGS...]")
-@click.option("--from", "source", type=click.Path(), metavar="REPORT", help="Use the findings of a stored JSON report.")
+@click.option("--from", "source", type=click.Path(), metavar="REPORT", help="Use the findings of a JSON report, or of a run kept with run --store.")
 @click.option("--run", "run_", is_flag=True, help="TARGET is a training script: run it first; its arguments follow after --.")
 @click.option("--diff", is_flag=True, help="Print a unified diff and write nothing; exit 1 if there is one.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if there is something to fix.")
@@ -43,8 +42,11 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     dry = diff or check
     for target in () if source or skip_unbuildable else targets[:1] if run_ else targets:
         _editable(target.partition(":")[0], skip_unbuildable, dry)
-    reports = _stored(source) if source else _fresh(targets, run_, skip_unbuildable)
     arguments = targets if source else targets[1:] if run_ else ()
+    if source:
+        reports, arguments = _stored(source, arguments)
+    else:
+        reports = _fresh(targets, run_, skip_unbuildable)
     wanted = _wanted(shared)
     results: list[Repair | None] = []
     for report in reports:
@@ -134,24 +136,19 @@ def _editable(file: str, skip: bool, dry: bool) -> bool:
     return True
 
 
-def _stored(path: str) -> list[ReportData]:
-    """Reports of a stored file that name a source file and have something serious."""
-    from gradcheck_doctor.records.codec import from_json
+def _stored(path: str, arguments: Sequence[str]) -> tuple[list[ReportData], Sequence[str]]:
+    """Reports in a file that name a source file and have something serious, and the script's arguments: those given, else a store's own."""
+    from gradcheck_doctor.cli.stored import stored_reports
 
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(data, dict) or "reports" not in data:
-        return [from_json(data)]
-    serious = [r for d in data["reports"] if (r := from_json(d)).verdict != "healthy"]
+    stored = stored_reports(path)
+    arguments = arguments or stored.arguments
+    if len(stored.reports) == 1:
+        return list(stored.reports), arguments
+    serious = [r for r in stored.reports if r.verdict != "healthy"]
     for report in serious:
         if not _is_file(report):
             click.echo(f"doctor: passed over {report.target}: it is no file", err=True)
-    return [r for r in serious if _is_file(r)]
+    return [r for r in serious if _is_file(r)], arguments
 
 
 def _fresh(targets: Sequence[str], run_: bool, skip: bool) -> list[ReportData]:

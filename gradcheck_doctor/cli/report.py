@@ -1,32 +1,29 @@
 """doctor report RECORD"""
 from __future__ import annotations
 
-import json
-
 import click
-
-from gradcheck_doctor.errors import ConfigError
 
 
 @click.command("report")
 @click.argument("record", type=click.Path())
 @click.option("--format", "format_", type=click.Choice(["text", "html", "markdown", "concise", "sarif", "github", "gitlab", "junit", "rdjson", "json"]))
 @click.option("--output", "-o", type=click.Path(dir_okay=False))
+@click.option("--export", "export_", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Of a store: write its figures, a row for each step and layer or parameter, to this .csv or .parquet file.")
 @click.option("--verbose", "-v", is_flag=True)
-def command(record: str, format_: str | None, output: str | None, verbose: bool) -> int:
-    """Render a report that was stored as JSON."""
+def command(record: str, format_: str | None, output: str | None, export_: str | None, verbose: bool) -> int:
+    """Render a report that was stored as JSON, or judge and render a run kept with run --store."""
     from gradcheck_doctor.cli.output import rule_infos, write
-    from gradcheck_doctor.records.codec import from_json
+    from gradcheck_doctor.cli.stored import stored_reports
+    from gradcheck_doctor.config import load
     from gradcheck_doctor.report.render import Style, format_of, render
 
-    try:
-        with open(record, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read {record}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{record} is no JSON: {error}") from error
-    reports = [from_json(d) for d in data["reports"]] if isinstance(data, dict) and "reports" in data else [from_json(data)]
+    if export_ is not None:
+        from gradcheck_doctor.store.export import export
+
+        click.echo(f"{export_}: {export(record, export_)} rows", err=True)
+        return 0
+    reports = stored_reports(record, load()).reports
     chosen = format_ or (format_of(output) if output else None) or "text"
     write(render(reports, chosen, Style(rule_infos(), verbose=verbose)), output)
     return 0

@@ -2,35 +2,40 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradcheck_doctor.cli.options import Shared, shared_options
 from gradcheck_doctor.report.render import MACHINE, format_of
 
+if TYPE_CHECKING:
+    from gradcheck_doctor.integrations.script import ScriptResult
+
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
 @click.option("--every", default=None, help="Observe each N-th step, or auto.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop the script after that many optimizer steps.")
+@click.option("--store", type=click.Path(), metavar="FILE", help="Keep what is observed in this SQLite file, as it happens; read it with doctor report.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @shared_options
-def command(script: str, arguments: tuple[str, ...], module: bool, every: str | None, max_steps: int | None, shared: Shared) -> int:
+def command(script: str, arguments: tuple[str, ...], module: bool, every: str | None, max_steps: int | None, store: str | None, shared: Shared) -> int:
     """Run a training script, unmodified, and report what was seen of its training.
 
     Options of doctor stand before SCRIPT, everything after it belongs to the script.
     """
     from gradcheck_doctor.cli.output import deliver
-    from gradcheck_doctor.integrations.script import run_script
     from gradcheck_doctor.session import examine
 
     chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
+    interval = _every(every or shared.config.every)
     with _stdout_to_stderr(chosen in MACHINE and shared.output is None):
-        result = run_script(None if module else script, script if module else None, list(arguments), every=_every(every or shared.config.every),
-                            max_steps=max_steps)
+        result = _observed(script, arguments, module, interval, max_steps, store, shared)
     if result.crash:
         click.echo(result.crash, err=True, nl=False)
     if result.rank:
@@ -43,6 +48,34 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
     return status or result.status
 
 
+def _observed(script: str, arguments: tuple[str, ...], module: bool, every: int | str, max_steps: int | None, store: str | None,
+              shared: Shared) -> ScriptResult:
+    """Run the script, with a store and a live line where they are wanted (by the first process of several)."""
+    from gradcheck_doctor.integrations.live import LiveLine
+    from gradcheck_doctor.integrations.script import run_script
+    from gradcheck_doctor.session import examine
+
+    listeners: list[Any] = []
+    first = os.environ.get("RANK", "0") in ("", "0")
+    if store is not None and first:
+        listeners.append(_store(store, script, arguments, module))
+    with contextlib.ExitStack() as stack:
+        if first and not shared.quiet and sys.stderr.isatty():
+            line = LiveLine(sys.stderr, lambda recording: examine(recording, script, shared.config).report)
+            listeners.append(line)
+            stack.enter_context(line.beside_the_script())
+        return run_script(None if module else script, script if module else None, list(arguments), every=every, max_steps=max_steps, listeners=listeners)
+
+
+def _store(path: str, script: str, arguments: tuple[str, ...], module: bool) -> Any:
+    from gradcheck_doctor import __version__
+    from gradcheck_doctor.store.writer import Store
+
+    name = f"-m {script}" if module else script
+    facts = {"version": __version__, "target": script, "module": module, "arguments": arguments, "folder": os.getcwd()}
+    return Store(os.path.abspath(path), facts, lambda message: click.echo(f"doctor: {message}", err=True), probe={"script": name})
+
+
 def _every(value: str | int) -> str | int:
     if value == "auto" or isinstance(value, int):
         return value
@@ -53,9 +86,19 @@ def _every(value: str | int) -> str | int:
 
 @contextlib.contextmanager
 def _stdout_to_stderr(active: bool) -> Iterator[None]:
-    """A machine format on stdout must parse: the script's own output goes to stderr then."""
+    """A machine format on stdout must parse: the script's own output goes to stderr then, that of its child processes too."""
     if not active:
         yield
         return
-    with contextlib.redirect_stdout(sys.stderr):
+    sys.stdout.flush()
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            saved = os.dup(1)
+            os.dup2(2, 1)
+            stack.callback(_put_back, saved)
         yield
+
+
+def _put_back(saved: int) -> None:
+    os.dup2(saved, 1)
+    os.close(saved)

@@ -105,9 +105,10 @@ class Store:
         """An observed step ended."""
         self.write(lambda since: monitor.recording("run", since=since, **self.probe))
 
-    def ended(self, monitor: Any, status: str, **probe: Any) -> None:
-        """The run ended with `status`."""
-        self.write(lambda since: monitor.recording("run", since=since, **probe))
+    def ended(self, recording: Recording, status: str, merged: bool = False) -> None:
+        """The run ended with `status`; with figures of other ranks `merged` into it, every step is written again."""
+        self._stale = self._stale or merged
+        self.write(lambda since: _after(recording, since))
         self.close(status)
 
     def close(self, status: str, **meta: Any) -> None:
@@ -226,6 +227,15 @@ class Store:
             self._observed = [s for s in self._observed if s not in left]
         if self._points > self.limits.points:
             self._points = max(_halve(run, "step", set(self._observed)), _halve(run, "curve", set(self._observed)))
+
+
+def _after(recording: Recording, since: int) -> Recording:
+    """The recording with its series from after step `since`."""
+    return replace(
+        recording, operations=tuple(replace(o, observed=tuple(seen for seen in o.observed if seen.step > since)) for o in recording.operations),
+        parameter_steps={name: tuple(row for row in rows if row.step > since) for name, rows in recording.parameter_steps.items()},
+        steps=tuple(s for s in recording.steps if s.step > since), curve=tuple(p for p in recording.curve if p[0] > since),
+        events=tuple(e for e in recording.events if e.step > since))
 
 
 def _key(operation: Operation) -> tuple[Any, ...]:
