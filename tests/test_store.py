@@ -68,7 +68,7 @@ def test_not_a_number_comes_back():
 def test_what_is_read_is_what_was_seen(tmp_path, models):
     """Two models: the first gets its prefix when the second is met, so names that were written change."""
     monitor, store = train(tmp_path / "run.db", models=models)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     seen = monitor.recording()
     stored = read(str(tmp_path / "run.db"))
     assert as_text(stored.recording) == as_text(seen)
@@ -108,7 +108,7 @@ def test_nan_and_infinity_survive(tmp_path):
     monitor.steps[1] = StepRecord(step=1, loss=math.nan, grad_norm=math.inf)
     monitor.curve[1] = (1, math.nan)
     store._stale = True
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     recording = read(str(tmp_path / "run.db")).recording
     assert math.isnan(recording.steps[1].loss) and recording.steps[1].grad_norm == math.inf and math.isnan(recording.curve[1][1])
 
@@ -117,7 +117,7 @@ def test_size_is_bounded_by_thinning_the_middle(tmp_path):
     sizes = []
     limits = Limits(steps=60, points=80)
     monitor, store = train(tmp_path / "run.db", steps=160, limits=limits, on_step=lambda *_: sizes.append(os.path.getsize(tmp_path / "run.db")))
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     recording = read(str(tmp_path / "run.db")).recording
     kept = [seen.step for seen in recording.operations[-1].observed]
     assert len(kept) <= 60 and kept[:8] == list(range(8)) and kept[-16:] == list(range(144, 160))
@@ -136,7 +136,7 @@ def test_rows_of_huge_models_are_bounded_too(tmp_path):
 def test_training_goes_on_when_the_disk_is_full_and_it_is_said_once(tmp_path):
     said = []
     monitor, store = train("/dev/full", steps=5, said=said)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     assert len(said) == 1 and "training goes on without it" in said[0] and monitor.step == 5
     assert not monitor.recording().blind_spots
 
@@ -160,7 +160,7 @@ def test_other_files_are_never_replaced(tmp_path):
 def test_the_store_of_a_run_that_ended_is_replaced_that_of_a_running_one_is_not(tmp_path):
     path = str(tmp_path / "run.db")
     monitor, store = train(path, steps=4)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     _, store = train(path, steps=2)
     assert read(path).recording.total_steps == 2
     with sqlite3.connect(path) as rows:
@@ -178,7 +178,7 @@ def test_files_that_are_no_store_are_refused_with_what_to_do(tmp_path):
         read(path)
     os.unlink(path)
     monitor, store = train(path, steps=2)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     whole = Path(path).read_bytes()
     sqlite3.connect(path).executescript("PRAGMA user_version = 99")
     with pytest.raises(ConfigError, match="store version 99.*upgrade"):
@@ -201,7 +201,7 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path):
 
     parquet = pytest.importorskip("pyarrow.parquet")
     monitor, store = train(tmp_path / "run.db", steps=10)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     recording = monitor.recording()
     count = export(str(tmp_path / "run.db"), str(tmp_path / "run.csv"))
     assert count == export(str(tmp_path / "run.db"), str(tmp_path / "run.parquet")) == 10 * (1 + len(recording.operations) + len(recording.parameters))
@@ -217,7 +217,7 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path):
 
 def test_export_says_what_it_needs(tmp_path, monkeypatch):
     monitor, store = train(tmp_path / "run.db", steps=2)
-    store.ended(monitor, "ended")
+    store.ended(monitor.recording(), "ended")
     with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
         export(str(tmp_path / "run.db"), str(tmp_path / "run.xlsx"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -53,10 +53,11 @@ def _observed(script: str, arguments: tuple[str, ...], module: bool, every: int 
     """Run the script, with a store and a live line where they are wanted (by the first process of several)."""
     from gradcheck_doctor.integrations.live import LiveLine
     from gradcheck_doctor.integrations.script import run_script
+    from gradcheck_doctor.observe.distributed import launched_rank
     from gradcheck_doctor.session import examine
 
     listeners: list[Any] = []
-    first = os.environ.get("RANK", "0") in ("", "0")
+    first = launched_rank() == 0
     if store is not None and first:
         listeners.append(_store(store, script, arguments, module))
     with contextlib.ExitStack() as stack:

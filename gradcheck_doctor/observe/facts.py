@@ -31,6 +31,9 @@ def refuse(model: nn.Module) -> None:
                          "Use torch.distributed.fsdp.fully_shard (FSDP2), or DistributedDataParallel.")
     if type(model).__name__ == "DeepSpeedEngine":
         raise ProbeError("DeepSpeed keeps gradients outside of .grad, so they can't be measured. Watch one run with DistributedDataParallel instead.")
+    if any(p.is_meta for p in model.parameters()):
+        raise ProbeError("The model is on the meta device: it has shapes but no values, so there is nothing to watch.\n"
+                         "Call watch after model.to_empty(device=...) and loading or initialising its weights.")
 
 
 class Facts:

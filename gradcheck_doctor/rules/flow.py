@@ -179,7 +179,7 @@ def gradient_ratio(recording: Recording, low: Operation, high: Operation, when: 
             continue
         if a.norm == 0:
             ratios.append(0.0)
-        elif (ratio := _nearest_to_one((a.rms / b.rms, a.norm / b.norm))) is not None:
+        elif (ratio := _nearest_to_one([x / y for x, y in ((a.rms, b.rms), (a.norm, b.norm)) if y > 0])) is not None:       # the square of tiny values is 0
             ratios.append(ratio)
     return median(ratios) if ratios else None
 
