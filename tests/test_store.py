@@ -68,7 +68,7 @@ def test_not_a_number_comes_back():
 def test_what_is_read_is_what_was_seen(tmp_path, models):
     """Two models: the first gets its prefix when the second is met, so names that were written change."""
     monitor, store = train(tmp_path / "run.db", models=models)
-    store.ended(monitor.recording(), "ended")
+    store.ended(monitor.recording(), "ended", merged=models == 2)
     seen = monitor.recording()
     stored = read(str(tmp_path / "run.db"))
     assert as_text(stored.recording) == as_text(seen)
@@ -199,7 +199,7 @@ def test_a_store_without_a_step_says_so(tmp_path):
 def test_csv_and_parquet_hold_the_same_table(tmp_path):
     import csv
 
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
     monitor, store = train(tmp_path / "run.db", steps=10)
     store.ended(monitor.recording(), "ended")
     recording = monitor.recording()

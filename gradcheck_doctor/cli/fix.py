@@ -42,7 +42,7 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     dry = diff or check
     for target in () if source or skip_unbuildable else targets[:1] if run_ else targets:
         _editable(target.partition(":")[0], skip_unbuildable, dry)
-    arguments = targets if source else targets[1:] if run_ else ()
+    arguments: Sequence[str] = targets if source else targets[1:] if run_ else ()
     if source:
         reports, arguments = _stored(source, arguments)
     else:
