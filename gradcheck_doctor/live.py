@@ -223,6 +223,8 @@ def patient_of(model: nn.Module, report: Any, optimizer: Any = None, retrain: bo
     from gradcheck_doctor.treatments.live_patient import Patient
 
     data: ReportData = getattr(report, "data", report)
+    if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"):
+        raise ConfigError(f"treat the model inside the {type(model).__name__} before it is wrapped: wrapping sends the same weights to every rank")
     log, recording = current_log(), getattr(report, "recording", None)
     records = {}
     for path, module in model.named_modules():

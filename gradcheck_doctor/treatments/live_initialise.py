@@ -101,13 +101,13 @@ def own_need(patient: Patient, path: str, asked: Scheme) -> Scheme | None:
 
 def scheme_for(operation: Operation, asked: Scheme) -> Scheme | None:
     """The scheme for an activation; in the distribution that was asked for where the family agrees."""
-    theory = activation(operation.op)
+    theory = activation("relu6" if operation.op == "hardtanh" and operation.attributes.get("min_val") == 0 else operation.op)
     if theory is None:
         return Scheme("glorot", "uniform") if operation.op in ("softmax", "log_softmax") else None
     slope = operation.attributes.get("negative_slope", {"leaky_relu": 0.01, "prelu": 0.25}.get(operation.op, 0.0))
     family = SCHEME[theory.right_init]
     drawn = asked.drawn if asked.family == family else DRAWN[family]
-    return Scheme(family, drawn, float(slope or 0.0) if family == "he" else 0.0, operation.op)
+    return Scheme(family, drawn, float(slope or 0.0) if family == "he" else 0.0, theory.name)
 
 
 def rewrite(parameter: Tensor, fill: Callable[[Tensor], object], journal: Journal, patient: Patient) -> None:

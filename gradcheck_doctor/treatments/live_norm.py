@@ -47,12 +47,17 @@ def _hidden(patient: Patient, paths: tuple[str, ...]) -> list[str]:
         if isinstance(patient.module(path), LAYERS):
             found.append(path)
         found += [f.module for o in patient.operations(path) if o.category == "activation" and (f := patient.layer_before(o)) is not None]
-    kept = [p for p in dict.fromkeys(found) if isinstance(patient.module(p), LAYERS) and not _exempt(patient, p)]
+    kept = [p for p in dict.fromkeys(found) if isinstance(patient.module(p), LAYERS) and not _exempt(patient, p) and not _inner(patient, p)]
     if patient.recording is None and len(kept) > 1:
         kept = kept[:-1]                                   # without a recording the last one is taken for the output
     if not kept:
         raise TreatmentRefused("there is no hidden layer module that could take a normalisation")
     return kept
+
+
+def _inner(patient: Patient, path: str) -> bool:
+    """The output projection of nn.MultiheadAttention, whose weight its parent uses directly."""
+    return isinstance(patient.modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _exempt(patient: Patient, path: str) -> bool:

@@ -78,6 +78,9 @@ def places(patient: Patient, path: str, module: nn.Module) -> list[tuple[nn.Modu
             held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else (value,)
             if name not in ("_modules", "_parameters", "_buffers") and any(v is module for v in held):
                 raise TreatmentRefused(f"the plain attribute {name} of {type(owner).__name__} holds {path} too; change it in the source")
+    record = patient.recording.module.get(path) if patient.recording is not None else None
+    if record is not None and record.calls == 0 or isinstance(patient.modules.get(path.rpartition(".")[0]), nn.MultiheadAttention):
+        raise TreatmentRefused(f"{path} is not called as a module: its parent uses its weights directly")
     found = [(parent, name) for parent in patient.model.modules() for name, child in parent._modules.items() if child is module]
     if not found:
         raise TreatmentRefused(f"{path} was replaced by an earlier change")

@@ -661,3 +661,24 @@ def test_a_healthy_model_is_left_alone():
     done = doctor.treat(model, batch=batch, loss=CROSS, unsafe=True)
     assert not done and str(done) == "nothing to treat" and len(done) == 0
     same(before, snapshot(model))
+
+
+def test_weights_that_their_parent_uses_directly_are_not_wrapped():
+    """nn.MultiheadAttention reads out_proj.weight; a Sequential in its place has none."""
+    model = nn.TransformerEncoderLayer(32, 4, dim_feedforward=64, batch_first=True)
+    x = torch.randn(4, 6, 32)
+    done = doctor.treat(model, doctor.audit(model, x), only=("insert-norm",), unsafe=True)
+    assert len(done) == 1 and isinstance(model.self_attn.out_proj, nn.Linear)
+    assert model(x).shape == x.shape
+
+
+def test_relu6_is_a_relu_although_torch_calls_it_hardtanh():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU6(), nn.Linear(16, 2))
+    change, = doctor.treat(model, doctor.audit(model, torch.randn(32, 16)), only=("initialise",))
+    assert "He (kaiming) normal for relu6" in change.title
+
+
+def test_a_wrapper_for_several_processes_is_refused():
+    model = type("DistributedDataParallel", (nn.Sequential,), {})(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="before it is wrapped"):
+        doctor.treat(model, doctor.audit(nn.Linear(2, 2), torch.randn(8, 2)))
