@@ -682,3 +682,28 @@ def test_a_wrapper_for_several_processes_is_refused():
     model = type("DistributedDataParallel", (nn.Sequential,), {})(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="before it is wrapped"):
         doctor.treat(model, doctor.audit(nn.Linear(2, 2), torch.randn(8, 2)))
+
+
+def test_a_pack_may_bring_a_live_form(monkeypatch):
+    from gradcheck_doctor.treatments import plan
+
+    def planner(context, finding, prescription):
+        return []
+
+    def live(patient, finding, prescription, journal):
+        weight = patient.module(prescription.modules[0]).weight
+        journal.values(weight)
+        with torch.no_grad():
+            weight.mul_(2)
+        return "doubled a weight"
+
+    planner.live = live
+    monkeypatch.setattr(plan, "planners", lambda: {"double": planner})
+    model = mlp(nn.ReLU, depth=2)
+    before = snapshot(model)
+    change = carry(model, None, "double", ("0",))
+    assert change.title == "Doubled a weight" and torch.equal(model[0].weight, 2 * before["values"]["0.weight"])
+    change.undo()
+    same(before, snapshot(model))
+    with pytest.raises(TreatmentRefused, match="no live form"):
+        carry(model, None, "halve", ("0",))
