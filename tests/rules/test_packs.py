@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,16 @@ def test_a_pack_is_explained_and_applied(install):
     install()
     assert find("square-layer").page() == "A square layer."
     assert [f.code for f in audit().findings] == ["SQ001", "SQ001"]
+
+
+def test_the_documented_pack_works(install, capsys):
+    page = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text()
+    (text,) = [block.partition("```")[0] for block in page.split("```python\n") if block.startswith("# house_rules.py")]
+    install(text=text)
+    batch = torch.randn(16, 4), torch.randint(0, 2, (16,))
+    report = doctor.audit(torch.nn.Linear(4, 2), batch, torch.nn.CrossEntropyLoss(label_smoothing=0.5), select=["HR"])
+    assert [(f.code, f.severity, f.message) for f in report.findings] == [("HR001", "warning", "cross_entropy has label_smoothing=0.5 (limit 0.3)")]
+    assert capsys.readouterr().err == ""
 
 
 BROKEN = {
