@@ -79,8 +79,10 @@ class ParameterBook:
         self.first_seen: dict[int, int] = {}
         self.shards: dict[int, tuple[float, ...]] = {}
 
-    def take(self, observer: Observer) -> None:
-        """Record every parameter not yet known, under its name now."""
+    def take(self, observer: Observer, everything: bool = False) -> None:
+        """Record every parameter not yet known, under its name now; of modules that never ran only with `everything`."""
+        if not everything and not any(p is not None and id(p) not in self.records for m in observer.roots.known() for p in m._parameters.values()):
+            return
         self._mark_loaded()
         for module, path in observer.roots.names():
             for role, held in module._parameters.items():

@@ -50,11 +50,10 @@ class Facts:
         for number, root in enumerate(observer.roots.roots):
             if number not in self.init:                                         # as it was before the first update
                 self.init[number] = repeated([root], observer.log), unapplied([root], observer.log)
-            for module in root.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                    self._batchnorm(module)
-        dtypes = {d for node in observer.graph.nodes[:400] for d in node.dtypes.values()}
-        self.autocast = next((d for d in ("float16", "bfloat16") if d in dtypes and "float32" in dtypes), self.autocast)
+        for module in observer.roots.known():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                self._batchnorm(module)
+        self.autocast = next((d for d in ("float16", "bfloat16") if d in observer.dtypes and "float32" in observer.dtypes), self.autocast)
 
     def _batchnorm(self, module: Any) -> None:
         frozen = module.weight is not None and not module.weight.requires_grad

@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gradcheck_doctor.observe.calls import clipping, loss_scale
 from gradcheck_doctor.observe.collector import Collector
 from gradcheck_doctor.observe.graph import Graph, Node
 from gradcheck_doctor.observe.losses import loss_record
@@ -37,9 +38,6 @@ FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "r
 _CONTAINERS = (list, tuple)
 HALF = (torch.float16, torch.bfloat16)
 FULL = 40_000          # tensors measured between two optimizer steps, at most
-_CLIPPERS = {"clip_grad_norm_": "clip_norm", "clip_grad_value_": "clip_value", "_clip_grads_with_norm_": "clip_norm"}
-_CLIPPING_OPERATIONS = frozenset({"_foreach_norm", "vector_norm", "linalg_vector_norm", "norm", "_foreach_clamp_min_", "_foreach_clamp_max_",
-                                  "clamp_", "_foreach_mul_"})
 
 
 class Observer(TorchFunctionMode):
@@ -55,7 +53,7 @@ class Observer(TorchFunctionMode):
         self.collector = Collector(limit)
         self.step = 0
         self.before_update = True
-        self.active = False
+        self.active = self._on = False
         self.failure: BaseException | None = None
         self.losses: dict[int, LossRecord] = {}
         self.input_tensors: dict[int, list[Tensor]] = {}
@@ -71,25 +69,33 @@ class Observer(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self.in_backward = False
-        self.seconds = 0.0                      # spent in our own code so far
+        self.seconds = 0.0                      # spent in our own code so far, and how often we were called
+        self.calls = 0
+        self.dtypes: set[str] = set()
         self._spans: dict[tuple[CodeType, int], Span | None] = {}
 
     # -- switching on and off -------------------------------------------------------------------------------------------------------
     def open(self) -> None:
         """Start observing: mode at the bottom of the stack, scope hooks on."""
-        if self.active or self.failure is not None:
+        if self.failure is not None:
             return
-        with modes_lifted():
-            self.__enter__()
-        self.scope.attach()
-        self.active = True
+        if not self._on:
+            with modes_lifted():
+                self.__enter__()
+            self.scope.attach()
+        self.active = self._on = True
+
+    def rest(self) -> None:
+        """See no more of this step, but keep it open: gradients already hooked still count."""
+        self.scope.detach()
+        if self._on:
+            self._on = False
+            drop_mode(self)
 
     def close(self) -> None:
         """Stop observing; safe to call at any time, also twice."""
-        self.scope.detach()
-        if self.active:
-            self.active = False
-            drop_mode(self)
+        self.rest()
+        self.active = False
 
     def begin_pass(self, step: int, before_update: bool) -> None:
         self.step, self.before_update, self.backward_seen = step, before_update, False
@@ -110,13 +116,14 @@ class Observer(TorchFunctionMode):
     # -- seeing ---------------------------------------------------------------------------------------------------------------------
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         started = perf_counter()
+        self.calls += 1
         kwargs = kwargs or {}
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         named = operation_name(func) if self._watching() else None
         if named is None or self.roots.data_sharded and in_sharding(sys._getframe(1)):
             if self.backward_seen and self._here() and not self.in_backward:
-                self._look_for_clipping(func)
+                self._report(clipping(func, sys._getframe(1)))
             self.seconds += perf_counter() - started
             return func(*args, **kwargs)
         inputs: list[Tensor] = []
@@ -141,33 +148,12 @@ class Observer(TorchFunctionMode):
             self.seconds += perf_counter() - started
         return output
 
-    def _look_for_clipping(self, func: Callable[..., Any]) -> None:
-        """Clipping runs between backward and step; torch's own functions are known by their frame."""
-        if self.on_call is None or getattr(func, "__name__", "") not in _CLIPPING_OPERATIONS:
-            return
-        frame: FrameType | None = sys._getframe(2)
-        for _ in range(8):
-            if frame is None:
-                return
-            kind = _CLIPPERS.get(frame.f_code.co_name)
-            if kind is not None and frame.f_code.co_filename.endswith("clip_grad.py"):
-                threshold = frame.f_locals.get("max_norm", frame.f_locals.get("clip_value"))
-                self.on_call("clip", (kind, None if threshold is None else float(threshold), user_span(frame)))
-                return
-            frame = frame.f_back
-
-    def _look_for_scaler(self) -> None:
-        """`GradScaler.scale(loss)` multiplies the loss; every gradient of the step carries that factor."""
-        frame: FrameType | None = sys._getframe(3)
-        for _ in range(6):
-            if frame is None or self.on_call is None:
-                return
-            if frame.f_code.co_name in ("scale", "apply_scale") and frame.f_code.co_filename.endswith("grad_scaler.py"):
-                scaler = frame.f_locals.get("self")
-                if scaler is not None:
-                    self.on_call("scale", scaler.get_scale())
-                return
-            frame = frame.f_back
+    def _report(self, call: tuple[str, Any] | None) -> None:
+        try:
+            if call is not None and self.on_call is not None:
+                self.on_call(*call)
+        except Exception as error:
+            self._fail(error)
 
     def _here(self) -> bool:
         return self.active and self.failure is None and threading.get_ident() == self._thread and os.getpid() == self._process
@@ -181,6 +167,7 @@ class Observer(TorchFunctionMode):
         self.scope.detach()
 
     def _backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        started = perf_counter()
         try:
             maker = self.graph.maker(args[0])
             if maker is not None:
@@ -189,17 +176,20 @@ class Observer(TorchFunctionMode):
                 self.on_backward(args[0])
         except Exception as error:
             self._fail(error)
+        self.seconds += perf_counter() - started
         self.in_backward = True
         try:
             result = func(*args, **kwargs)
         finally:
             self.in_backward = False
         self.backward_seen = True
+        started = perf_counter()
         if self.after_backward is not None:
             try:
                 self.after_backward()
             except Exception as error:
                 self._fail(error)
+        self.seconds += perf_counter() - started
         return result
 
     # -- recording one operation ------------------------------------------------------------------------------------------------------
@@ -230,7 +220,7 @@ class Observer(TorchFunctionMode):
         category = _refine(category, op, used, len(others))
         module = self.scope.stack[-1] if self.scope.stack else None
         if op == "mul" and module is None:
-            self._look_for_scaler()
+            self._report(loss_scale(sys._getframe(2)))
         producers, source = self._producers(others, module, category)
         node, new = self.graph.node(module, op, category)
         if new or not node.producers:
@@ -342,7 +332,8 @@ class Observer(TorchFunctionMode):
         if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
             value = value.as_subclass(Tensor)
         self._pending.append((node, True, self.collector.put(value)))
-        node.dtypes[self.step] = dtype_name(value.dtype)
+        node.dtypes[self.step] = name = dtype_name(value.dtype)
+        self.dtypes.add(name)
         if node.activity is not None:
             node.activity.add(value, self.before_update, self.collector)
         for each in values if node.category == "recurrent" else values[:1]:
@@ -355,6 +346,7 @@ class Observer(TorchFunctionMode):
             if gradient is None or self.failure is not None or not self.active:
                 return
             started = perf_counter()
+            self.calls += 1
             try:
                 with torch.no_grad():
                     self._pending.append((node, False, self.collector.put(gradient, extremes=gradient.dtype in HALF)))

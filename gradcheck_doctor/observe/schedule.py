@@ -7,6 +7,9 @@ DENSE = 8              # first steps, all observed
 GROWTH = 1.06          # then the next observed step is this factor further on
 BUDGET = 0.01          # share of the running time that "auto" may cost
 NORMS, NORMS_EVERY = 200, 10   # gradient norms beside observed steps where only counts decide: of the first 200 steps, then of each tenth
+NORM_SHARE = 0.0025    # share of the running time for gradient norms beside observed steps, with "auto"
+NORM_GRACE_SECONDS = 0.3       # may go into them whatever the share
+NORM_SHARE_FIXED = 0.0005      # the same where the user chose which steps to observe
 GRACE_SECONDS = 4.0    # may be spent whatever the share: a script of seconds is worth looking at closely
 
 
@@ -16,7 +19,8 @@ class Schedule:
     def __init__(self, every: int | str = "auto", budget: float = BUDGET, grace: float = GRACE_SECONDS, together: int = 1) -> None:
         self.every, self.budget, self.grace, self.together = every, budget, grace, together
         self.agreed = False          # several ranks: time differs between them, so only counts decide
-        self.spent = 0.0
+        self.spent = 0.0             # seconds in our own code so far, all told
+        self._norms = 0.0            # of these on gradient norms beside observed steps
         self.started = time.perf_counter()
         self.observed = 0
         self._next = 0
@@ -35,7 +39,16 @@ class Schedule:
 
     def wants_norm(self, step: int) -> bool:
         """Whether the gradient norm of a step that is not observed is worth its time."""
-        return step < NORMS or step % NORMS_EVERY == 0 if self.agreed else self.affordable(0.5)
+        if self.agreed:
+            return step < NORMS or step % NORMS_EVERY == 0
+        elapsed = time.perf_counter() - self.started
+        if isinstance(self.every, int):
+            return self._norms <= NORM_SHARE_FIXED * elapsed
+        return self._norms <= NORM_GRACE_SECONDS + NORM_SHARE * elapsed and self.affordable(1.0)
+
+    def norm_taken(self, seconds: float) -> None:
+        """The gradient norm of a step that is not observed took that long."""
+        self._norms += seconds
 
     def restart(self, step: int) -> None:
         """Something changed (a new optimizer): look closely again."""
@@ -47,9 +60,8 @@ class Schedule:
         elapsed = time.perf_counter() - self.started
         return self.spent <= share * max(self.grace, self.budget * elapsed)
 
-    def done(self, step: int, seconds: float) -> None:
-        """An observed step ended; `seconds` is what observing it cost."""
-        self.spent += seconds
+    def done(self, step: int) -> None:
+        """An observed step ended."""
         self.observed += 1
         self._run = self.together - 1 if self._run <= 0 else self._run - 1
         self._next = max(step + 1, int(step * GROWTH) + 1)

@@ -22,6 +22,7 @@ class Roots:
         self._place: dict[int, tuple[int, str]] = {}
         self._parameters: dict[int, tuple[int, str]] = {}
         self.orphans: dict[int, nn.Module] = {}
+        self._known: list[nn.Module] | None = None
         self.calls: dict[int, int] = {}
         self.data_parallel = False
         self._slots: dict[tuple[int, str], torch.nn.Parameter] = {}
@@ -32,6 +33,7 @@ class Roots:
             self.data_parallel, root = True, inside
         if not any(root is known for known in self.roots):
             self.roots.append(root)
+        self._known = None
         number = next(i for i, known in enumerate(self.roots) if known is root)
         for path, module in root.named_modules():
             self._place[id(module)] = (number, path)
@@ -40,6 +42,13 @@ class Roots:
                     self._slots[id(module), role] = parameter  # type: ignore[assignment]
         for name, parameter in root.named_parameters():
             self._parameters[id(parameter)] = (number, name)
+
+    def known(self) -> list[nn.Module]:
+        """Every module that has a name; gathered again only after something was adopted."""
+        if self._known is None:
+            found = [m for root in (*self.roots, *self.orphans.values()) for m in root.modules()]
+            self._known = list({id(m): m for m in found}.values())
+        return self._known
 
     def knows(self, module: nn.Module) -> bool:
         return id(module) in self._place
@@ -59,6 +68,7 @@ class Roots:
 
     def _adopt_orphan(self, module: nn.Module) -> None:
         """A module that runs inside another but is registered nowhere: its parameters are in no `parameters()`."""
+        self._known = None
         number = len(self.orphans)
         self.orphans[id(module)] = module
         prefix = f"<unregistered {type(module).__name__} {number}>"

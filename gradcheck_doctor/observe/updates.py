@@ -59,6 +59,11 @@ def global_norm(norms: Iterable[float | None]) -> float | None:
     return math.sqrt(sum(n * n for n in known)) if known else None
 
 
+def left_over(parameter: Tensor) -> bool:
+    """Whether a sample of the gradient holds anything but zeros."""
+    return parameter.grad is not None and not parameter.grad.is_sparse and bool(_pick(parameter.grad).any())
+
+
 def _pick(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` evenly spaced elements, a view where the layout allows."""
     flat = local(tensor.detach()).reshape(-1)

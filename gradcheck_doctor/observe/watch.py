@@ -20,33 +20,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from gradcheck_doctor.observe import facts
 from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations, place
+from gradcheck_doctor.observe.calls import call_seconds
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
+from gradcheck_doctor.observe.optimizers import KnownOptimizer
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.schedule import Schedule
-from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, local
+from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, left_over
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.ranks import Share
-from gradcheck_doctor.records.recording import Event, OptimizerGroup, OptimizerRecord, ParameterStep, Recording, StepRecord
-from gradcheck_doctor.records.sites import Span
-
-
-class _Optimizer:
-    """What we know of one optimizer."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None) -> None:
-        self.ref = weakref.ref(optimizer)
-        self.number, self.built = number, built
-        self.steps = 0
-        self.stepped: Span | None = None
-        self.zeroed = True
-        self.initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
-        self.last: OptimizerRecord | None = None
-        self.held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    def parameters(self) -> list[Tensor]:
-        optimizer = self.ref()
-        return [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
+from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
 
 class Monitor:
@@ -83,15 +66,15 @@ class Monitor:
         self.curve: list[tuple[int, float]] = []
         self.events: list[Event] = []
         self.parameter_steps: dict[int, list[ParameterStep]] = {}
-        self._optimizers: dict[int, _Optimizer] = {}
+        self._optimizers: dict[int, KnownOptimizer] = {}
         self._norms: dict[int, float | None] = {}
         self._scale = 1.0
         self._losses: list[Tensor] = []
         self._light: list[Tensor] = []
         self._backwards = 0
         self._updates: Updates | None = None
-        self._window_started = time.thread_time()
-        self._plain_seconds: list[float] = []
+        self._foreign: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
+        self._counts: dict[str, int] = {}
         self._handles: list[Any] = []
         self._original_backward: Any = None
         self._clip_seen = False
@@ -147,14 +130,20 @@ class Monitor:
     def _open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
         self._norms, self._losses, self._backwards, self._updates, self._clip_seen = {}, [], 0, None, False
-        self._window_started = time.thread_time()
         self.schedule.agreed = self.ranks.join()
-        compiled = self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
-        if not compiled and self.schedule.wants(self.step):
+        if self.schedule.wants(self.step) and not self._compiled():
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
         else:
             self.observer.close()
+
+    def _compiled(self) -> bool:
+        return self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in our own code so far, every step counted, with the price of being called at all."""
+        return self.observer.seconds + self.observer.calls * call_seconds()
 
     def _optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """A new optimizer in the middle of a run begins a new phase: look closely from its first step on."""
@@ -166,30 +155,31 @@ class Monitor:
         """Just before backward on an observed step: are last step's gradients still there?"""
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = all(p.grad is None or not bool(local(p.grad).any()) for p in known.parameters()[:50] if p.requires_grad)
+                known.zeroed = not any(left_over(p) for p in known.parameters()[:50] if p.requires_grad)
         if self._backwards == 0:
             self.book.take(self.observer)
             self.facts.before_backward(self.observer, loss)
             self._event("backward", span=user_span(sys._getframe(4)))
 
     def _after_backward(self) -> None:
-        parameters = [p for p, _ in self.book.records.values()]
-        self._norms = gradient_norms(parameters)
+        self._norms = gradient_norms(p for p, _ in self.book.records.values())
 
     def _light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
+        start = time.perf_counter()
         try:
             self._backwards += 1
             if loss.numel() == 1:
                 self._losses.append(loss.detach())
             if not self.observer.active and self._optimizers and self.schedule.wants_norm(self.step):
-                start = time.thread_time()
+                light = time.perf_counter()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
                 if gradients and not hasattr(gradients[0], "to_local"):
                     self._light = list(torch._foreach_norm(gradients))
-                self.schedule.spent += time.thread_time() - start
+                self.schedule.norm_taken(time.perf_counter() - light)
         except Exception as error:
             self.observer._fail(error)
+        self.observer.seconds += time.perf_counter() - start
 
     def _on_call(self, kind: str, value: Any) -> None:
         if kind == "scale":
@@ -207,17 +197,22 @@ class Monitor:
         return None if norm is None else norm / self._scale
 
     def _event(self, kind: str, **more: Any) -> None:
-        if sum(e.kind == kind for e in self.events) < 500:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if self._counts[kind] <= 500:
             self.events.append(Event(kind, self.step, order=len(self.events), **more))
 
     # -- optimizer steps --------------------------------------------------------------------------------------------------------------
-    def _meet(self, optimizer: torch.optim.Optimizer) -> _Optimizer | None:
+    def _meet(self, optimizer: torch.optim.Optimizer) -> KnownOptimizer | None:
         known = self._optimizers.get(id(optimizer))
         if known is None or known.ref() is not optimizer:
+            refused = self._foreign.get(id(optimizer))
+            if refused is not None and refused() is optimizer:
+                return None
             if self.only and not self._ours(optimizer):
+                self._foreign[id(optimizer)] = weakref.ref(optimizer)
                 return None
             built = self.log.optimizers.get(optimizer) if self.log is not None else None
-            known = self._optimizers[id(optimizer)] = _Optimizer(optimizer, len(self._optimizers), built)
+            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, len(self._optimizers), built)
             self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))
         return known
@@ -227,35 +222,43 @@ class Monitor:
         return any(id(p) in watched for group in optimizer.param_groups for p in group["params"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        start = time.perf_counter()
         try:
             known = self._meet(optimizer)
             if known is None:
                 return
             if known.stepped is None:
                 known.stepped = user_span(sys._getframe(1))
-            known.held.update(id(p) for p in known.parameters())
             if self.observer.active:
                 self._updates = Updates(known.parameters())
                 if not self._norms and self._backwards:
                     self._after_backward()
+                if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
+                    self.observer.rest()                            # nothing to see inside a step without a closure
         except Exception as error:
             self.observer._fail(error)
+        self.observer.seconds += time.perf_counter() - start
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        start = time.perf_counter()
         try:
             known = self._meet(optimizer)
             if known is None:
                 return
             self._close_window(known)
+            self.observer.seconds += time.perf_counter() - start
+            start = time.perf_counter()
+            self._open_window()
         except Exception as error:
             self.observer._fail(error)
             self.observer.close()
+        self.observer.seconds += time.perf_counter() - start
         if self.on_step is not None:
             self.on_step(self)
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
             self.stop()
 
-    def _close_window(self, known: _Optimizer) -> None:
+    def _close_window(self, known: KnownOptimizer) -> None:
         observed = self.observer.active
         loss = self._loss()
         norm: float | None = None
@@ -275,27 +278,20 @@ class Monitor:
         elif self._light:
             norm = math.sqrt(sum(n * n for n in torch.stack([n.float() for n in self._light]).tolist())) / self._scale
         self._light = []
-        known.last = _optimizer_record(known)
-        lr = known.last.groups[0].lr if known.last is not None and known.last.groups else None
+        known.step_ended()
         if observed or norm is not None or loss is not None:
-            self.steps.append(StepRecord(step=self.step, loss=loss, grad_norm=norm, lr=lr, backwards=self._backwards, stale_gradient=stale,
+            self.steps.append(StepRecord(step=self.step, loss=loss, grad_norm=norm, lr=known.rate(), backwards=self._backwards, stale_gradient=stale,
                                          optimizer=known.number))
         if loss is not None:
             self.curve.append((self.step, loss))
-        seconds = time.thread_time() - self._window_started
         if observed:
-            usual = sorted(self._plain_seconds)[len(self._plain_seconds) // 2] if self._plain_seconds else 0.5 * seconds
-            self.schedule.done(self.step, max(0.0, seconds - usual))
-        elif len(self._plain_seconds) < 200:
-            self._plain_seconds.append(seconds)
-        known.steps += 1
+            known.look()
+            self.schedule.done(self.step)
         self.step += 1
         if observed and self.on_observed is not None:
             self.observer.close()
-            start = time.perf_counter()
             self.on_observed(self)
-            self.schedule.spent += time.perf_counter() - start
-        self._open_window()
+        self.schedule.spent = self.seconds
 
     def _loss(self) -> float | None:
         if not self._losses:
@@ -322,7 +318,7 @@ class Monitor:
         observer = self.observer
         if observer.active:
             observer.finish_step()
-        self.book.take(observer)
+        self.book.take(observer, everything=True)
         kept = operations(observer, self.book, kind, since)
         modules = module_records(observer)
         held = {key for o in self._optimizers.values() for key in o.held}
@@ -330,7 +326,7 @@ class Monitor:
         parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None)
                            for key, (_, record) in self.book.records.items())
         names = {key: record.name for key, (_, record) in self.book.records.items()}
-        optimizers = tuple(record for o in self._optimizers.values() if (record := _named(o, names)) is not None)
+        optimizers = tuple(record for o in self._optimizers.values() if (record := o.record(names)) is not None)
         models = [observer.roots.roots[i] for i in observer.roots.models()]
         first = next(iter(models[0].parameters())) if models else None
         steps, curve = self.light(since)
@@ -360,23 +356,3 @@ class Monitor:
             self.gathered()
         except Exception as error:
             self.observer._fail(error)
-
-
-def _optimizer_record(known: _Optimizer) -> OptimizerRecord | None:
-    optimizer = known.ref()
-    if optimizer is None:
-        return known.last
-    groups = tuple(OptimizerGroup(
-        lr=float(g.get("lr", math.nan)), parameters=tuple(str(id(p)) for p in g["params"]), weight_decay=float(g.get("weight_decay", 0.0) or 0.0),
-        momentum=float(g.get("momentum", 0.0) or 0.0), eps=g.get("eps"), betas=tuple(float(b) for b in g.get("betas", ())),
-        initial_lr=known.initial[i] if i < len(known.initial) else None) for i, g in enumerate(optimizer.param_groups))
-    return OptimizerRecord(type(optimizer).__name__, groups, built=known.built, stepped=known.stepped, steps=known.steps + 1)
-
-
-def _named(known: _Optimizer, names: dict[int, str]) -> OptimizerRecord | None:
-    from dataclasses import replace
-    record = known.last or _optimizer_record(known)
-    if record is None:
-        return None
-    groups = tuple(replace(g, parameters=tuple(names.get(int(p), "?") for p in g.parameters)) for g in record.groups)
-    return replace(record, groups=groups, steps=known.steps)
