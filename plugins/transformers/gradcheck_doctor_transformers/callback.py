@@ -87,7 +87,10 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
             return
         step = self._watch.monitor.step
         self._next_look = step + min(max(step, FIRST_LOOK), LONGEST)
-        if self._look(state) and self.on_finding == "stop":
+        grave = self._look(state)
+        if self.on_finding != "warn" and _first_process_says(bool(grave)):
+            if self.on_finding == "raise":
+                raise UnhealthyTraining(grave or "the first process found errors; its message names them")
             control.should_training_stop = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -99,11 +102,13 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
             self._unlogged = {}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._finish(state, raising=self.on_finding == "raise")
+        grave = self._finish(state)
+        if grave and self.on_finding == "raise":
+            raise UnhealthyTraining(grave)
 
     def on_exception(self, state: TrainerState) -> None:
         """Training raised (Ctrl-C too): hooks off, and what was seen goes to the report file. Called by the guard around `Trainer.train`."""
-        self._finish(state, raising=False)
+        self._finish(state)
 
     def detach(self) -> None:
         """Take the hooks off. Safe to call at any time."""
@@ -112,37 +117,35 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
         self._attached = False
 
     # -- judging --------------------------------------------------------------------------------------------------------------------
-    def _finish(self, state: TrainerState, raising: bool) -> None:
+    def _finish(self, state: TrainerState) -> str:
         if not self._attached:
-            return
+            return ""
         self.detach()
-        try:
-            self._look(state, raising)
-        finally:
-            if self.output is not None and state.is_world_process_zero:
-                self._write(state, self.output)
+        grave = self._look(state)
+        if self.output is not None and state.is_world_process_zero:
+            self._write(state, self.output)
+        return grave
 
-    def _look(self, state: TrainerState, raising: bool | None = None) -> bool:
-        """Judge, say what is new, raise if asked; True when an error is new. Our own failure is said and training goes on."""
+    def _look(self, state: TrainerState) -> str:
+        """Judge and say what is new; returns that message when an error is in it. Our own failure is said and training goes on."""
         try:
             report = self.report()
         except Exception as error:
             self._say(state, f"judging failed ({type(error).__name__}: {error}); training goes on")
-            return False
+            return ""
         self._unlogged = metrics(report) if self.log_metrics else {}
         explained = {fp for f in report.findings for fp in f.related}
         serious = [f for f in report.findings if f.severity != "info"]
         new = [f for f in serious if f.fingerprint not in self.known and f.fingerprint not in explained]
         self.known += [f.fingerprint for f in serious if f.fingerprint not in self.known]
         if not new:
-            return False
+            return ""
         message = "\n".join(f"{f.code} {f.rule} {f.severity} {f.module}: {f.message}" + "".join(f"; try: {x.prescription.title}" for x in f.fixes[:1])
                             for f in new)
         grave = any(f.severity == "error" for f in new)
-        if grave and (self.on_finding == "raise" if raising is None else raising):
-            raise UnhealthyTraining(message)
-        self._say(state, f"at step {state.global_step}:\n{message}")
-        return grave
+        if not (grave and self.on_finding == "raise"):
+            self._say(state, f"at step {state.global_step}:\n{message}")
+        return message if grave else ""
 
     def _say(self, state: TrainerState, message: str) -> None:
         if state.is_world_process_zero:
@@ -153,6 +156,18 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
             self.report().write(output)
         except Exception as error:
             self._say(state, f"the report could not be written to {output} ({type(error).__name__}: {error})")
+
+
+def _first_process_says(grave: bool) -> bool:
+    """The first process's judgement, on every process: if only some of them stopped, the others would wait for them for ever.
+
+    All processes look at the same steps, so this collective comes in the same order everywhere.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    answer = [grave]
+    broadcast_object_list(answer)
+    return answer[0]
 
 
 def _said_before(state: TrainerState, name: str) -> list[str]:
