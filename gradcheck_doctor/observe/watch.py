@@ -212,6 +212,8 @@ class Monitor:
                 self._foreign[id(optimizer)] = weakref.ref(optimizer)
                 return None
             built = self.log.optimizers.get(optimizer) if self.log is not None else None
+            if known is not None:
+                self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
             known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, len(self._optimizers), built)
             self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))
@@ -326,7 +328,7 @@ class Monitor:
         parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None)
                            for key, (_, record) in self.book.records.items())
         names = {key: record.name for key, (_, record) in self.book.records.items()}
-        optimizers = tuple(record for o in self._optimizers.values() if (record := o.record(names)) is not None)
+        optimizers = tuple(record for o in sorted(self._optimizers.values(), key=lambda o: o.number) if (record := o.record(names)) is not None)
         models = [observer.roots.roots[i] for i in observer.roots.models()]
         first = next(iter(models[0].parameters())) if models else None
         steps, curve = self.light(since)

@@ -281,3 +281,14 @@ def test_main_thread_is_not_needed(script):
     thread.start()
     thread.join()
     assert found[0].status == 0 and found[0].recording.total_steps == 1
+
+
+def test_optimizers_made_one_after_the_other_are_all_kept(script):
+    """A deleted one's address is often that of the next."""
+    name = script("""
+        for n in range(20):
+            del opt
+            opt = torch.optim.SGD(model.parameters(), 0.1 / (n + 1))
+            step(model, opt)
+    """)
+    assert [o.groups[0].lr for o in run(name).recording.optimizers] == [pytest.approx(0.1 / (n + 1)) for n in range(20)]

@@ -54,10 +54,11 @@ def costs(modules):
     return watching, recording, calls(lambda: examine(kept[0], "model"))
 
 
-def test_work_grows_with_the_number_of_modules_and_not_faster():
+def test_work_is_linear_in_the_number_of_modules():
+    """Four times the modules: linear work is 4 times as much, quadratic 16; deeper nets have some findings more."""
     small, large = costs(60), costs(240)
     for name, few, many in zip(("watching", "recording", "judging"), small, large):
-        assert many <= 5 * few, name
+        assert many <= 8 * few, name
 
 
 def test_ten_thousand_modules_are_watched_and_named():
