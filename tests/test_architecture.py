@@ -14,7 +14,7 @@ ALLOWED = {
     "patch": SHARED | {"treatments", "repair"},
     "session": SHARED | {"observe", "rules", "report", "targets", "config", "suppress"},
     "store": {"records", "errors", "store"},
-    "integrations": SHARED | {"integrations", "observe", "session", "report", "config"},
+    "integrations": SHARED | {"integrations", "observe", "session", "live", "report", "config"},
 }
 STANDARD_ONLY = ("records", "theory", "packs", "store")
 NO_TORCH = ("records", "theory", "packs", "rules", "report", "cli", "config", "suppress", "baseline", "store")

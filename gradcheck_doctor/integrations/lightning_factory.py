@@ -17,4 +17,6 @@ def callbacks() -> list[Any]:
         return []
     from gradcheck_doctor.integrations.lightning import DoctorCallback
 
-    return [DoctorCallback()]
+    callback = DoctorCallback()
+    callback.factory_made = True
+    return [callback]

@@ -220,7 +220,8 @@ def _number(value: Tensor) -> float:
 
 def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...]) -> tuple[BlindSpot, ...]:
     """Modules with parameters that never ran, scripted ones, and our own failure."""
-    found = [BlindSpot(m.path, "never called in the observed passes") for m in modules if m.parameters and not m.calls]
+    found = [BlindSpot(m.path, "never called in the observed passes") for m in modules
+             if m.parameters and not m.calls and m.type != "NonDynamicallyQuantizableLinear"]      # attention reads its weights, it is never called
     found += [BlindSpot(m.path, "scripted: operations inside are not visible") for m in modules if m.type == "RecursiveScriptModule"]
     if observer.sharded_values:
         found.append(BlindSpot("", "activations are sharded over ranks (tensor parallelism): their statistics are not measured"))

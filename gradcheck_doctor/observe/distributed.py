@@ -10,20 +10,21 @@ import os
 import pickle
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.build import place
 from gradcheck_doctor.observe.parameters import recognised_again
-from gradcheck_doctor.records.ranks import Extremes, Key, OperationShare, ParameterShare, Share, UnitShare, merge
+from gradcheck_doctor.records.ranks import Extremes, OperationShare, ParameterShare, Share, UnitShare, merge
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.records.sites import BlindSpot
 
 if TYPE_CHECKING:
-    from gradcheck_doctor.observe.observer import Observer
+    from gradcheck_doctor.observe.watch import Monitor
 
 PIECE = 2**20              # bytes a value; the store refuses values above 8 MiB
 SUMMARIES = 40_000         # summaries in one share at most: later steps are thinned, on every rank alike
@@ -217,11 +218,12 @@ def _recognised(record: ParameterRecord, shares: list[Share]) -> ParameterRecord
     return recognised_again(record, values) if values else record
 
 
-def share_of(ranks: Ranks, recording: Recording, observer: Observer, parameters: dict[str, Tensor], samples: Mapping[int, tuple[float, ...]],
-             place: Callable[[Any], Key]) -> Share:
+def share_of(monitor: Monitor, recording: Recording) -> Share:
     """What this rank contributes, from its own recording."""
-    kept = _kept_steps(recording)
-    activities = {place(n): n.activity for n in observer.graph.nodes if n.activity is not None}
+    ranks, observer, book = monitor.ranks, monitor.observer, monitor.book
+    parameters = {record.name: tensor for tensor, record in book.records.values()}
+    kept, prefixes = _kept_steps(recording), observer.roots.prefixes()
+    activities = {(place(observer, n, prefixes)[0], n.op, n.ordinal): n.activity for n in observer.graph.nodes if n.activity is not None}
     operations = {}
     for o in recording.operations:
         key = (o.module, o.op, o.ordinal)
@@ -233,7 +235,7 @@ def share_of(ranks: Ranks, recording: Recording, observer: Observer, parameters:
         tensor = parameters.get(record.name)
         if tensor is not None and hasattr(tensor, "to_local"):
             rows = {row.step: row for row in recording.parameter_steps.get(record.name, ())}
-            shards[record.name] = ParameterShare(record, tensor.to_local().numel(), copies(tensor, ranks.world), rows, samples.get(id(tensor), ()))
+            shards[record.name] = ParameterShare(record, tensor.to_local().numel(), copies(tensor, ranks.world), rows, book.shards.get(id(tensor), ()))
     stride = math.ceil(len(recording.curve) / 20_000) or 1
     return Share(
         rank=ranks.rank, steps=recording.total_steps, averaged=bool(shards) or observer.roots.data_parallel, operations=operations, parameters=shards,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def compiled(model: nn.Module) -> bool:
     """True when `model` (or a part of it) was passed through torch.compile."""
-    return any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    return any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None
+               or getattr(m, "_compiler_ctx", None) is not None for m in model.modules())      # the last is how Lightning marks its modules
 
 
 def refuse(model: nn.Module) -> None:

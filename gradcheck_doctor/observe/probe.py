@@ -1,7 +1,6 @@
 """One look at a model: forward, backward, and if asked a few throw-away training steps; the model comes back untouched."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.provenance import ConstructionLog
 from gradcheck_doctor.observe.untouched import untouched
 from gradcheck_doctor.observe.watch import Monitor
-from gradcheck_doctor.records.recording import InputRecord, ParameterStep, Recording
+from gradcheck_doctor.records.recording import InputRecord, Recording
 
 LIMIT = 4_096          # elements sampled of each tensor: a probe looks closer than a watch
 WARM_STEPS = 3
@@ -33,7 +32,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
     monitor = Monitor([model], every=1, log=log, limit=LIMIT)
     with untouched(model), torch.enable_grad():
         torch.manual_seed(seed)
-        warm = not steps and _hidden_by_zeros(model)
+        warm = not steps and hidden_by_zeros(model)
         if steps or warm:
             optimizer = make_optimizer(model) if make_optimizer is not None and steps else _default_optimizer(model)
             with monitor:
@@ -46,10 +45,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
         else:
             with monitor:
                 _backward(compute_loss(model), model)
-                monitor.observer.finish_step()
-            rows = {name: ParameterStep(0, norm, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))
-                    for name, norm in ((r.name, monitor._norms.get(k)) for k, (_, r) in monitor.book.records.items())}
-            recording = replace(monitor.recording("audit"), parameter_steps={k: (v,) for k, v in rows.items()})
+                recording = monitor.first_look()
     _check(recording, model, monitor)
     inputs = tuple(replace(i, synthetic=synthetic) for i in recording.inputs)
     probe_facts = {**(facts or {}), "seed": seed, "steps": steps, "torch": torch.__version__, **({"warmed": WARM_STEPS} if warm else {})}
@@ -68,7 +64,7 @@ def _check(recording: Recording, model: nn.Module, monitor: Monitor) -> None:
         raise ProbeError(f"observing failed: {monitor.observer.failure!r}; please report this with the model") from monitor.observer.failure
 
 
-def _hidden_by_zeros(model: nn.Module) -> bool:
+def hidden_by_zeros(model: nn.Module) -> bool:
     """A trainable weight matrix of exactly zeros, or a scale near 0 (zero-gamma, LayerScale), beside others that are not."""
     weights = [p for p in model.parameters() if p.requires_grad and p.numel() > 1]
     matrices = [p for p in weights if p.dim() >= 2]

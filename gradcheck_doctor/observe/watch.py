@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradcheck_doctor.observe import facts
-from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations, place
+from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations
 from gradcheck_doctor.observe.calls import call_seconds
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
@@ -28,7 +28,6 @@ from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, left_over
 from gradcheck_doctor.observe.wrappers import class_name
-from gradcheck_doctor.records.ranks import Share
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
 
@@ -306,8 +305,7 @@ class Monitor:
         for key, norm in self._norms.items():
             rows = self.parameter_steps.setdefault(key, [])
             if not rows or rows[-1].step != self.step:
-                scaled = None if norm is None else norm / self._scale
-                rows.append(ParameterStep(step=self.step, grad_norm=scaled, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm)))
+                rows.append(_gradient_row(self.step, norm, self._scale))
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
     def light(self, since: int) -> tuple[tuple[StepRecord, ...], tuple[tuple[int, float], ...]]:
@@ -342,15 +340,17 @@ class Monitor:
             blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),
                                                                "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
 
-    def gathered(self, **probe: Any) -> Recording:
-        """The recording over all ranks of a distributed training (on another rank than 0: its own, after handing it in); else `recording()`."""
-        recording = self.recording("run", **probe)
-        return self.ranks.merged(recording, lambda: self._share(recording), final=not self._handles)
+    def first_look(self, **probe: Any) -> Recording:
+        """What an audit sees: one forward and backward, before any optimizer step."""
+        from dataclasses import replace
+        recording = self.recording("audit", **probe)
+        return replace(recording, parameter_steps={
+            record.name: (_gradient_row(0, self._norms.get(key), self._scale),) for key, (_, record) in self.book.records.items()})
 
-    def _share(self, recording: Recording) -> Share:
-        prefixes = self.observer.roots.prefixes()
-        tensors = {record.name: tensor for tensor, record in self.book.records.values()}
-        return share_of(self.ranks, recording, self.observer, tensors, self.book.shards, lambda node: (place(self.observer, node, prefixes)[0], node.op, node.ordinal))
+    def gathered(self, kind: str = "run", **probe: Any) -> Recording:
+        """The recording over all ranks of a distributed training (on another rank than 0: its own, after handing it in); else `recording()`."""
+        recording = self.recording(kind, **probe) if kind == "run" else self.first_look(**probe)
+        return self.ranks.merged(recording, lambda: share_of(self, recording), final=not self._handles)
 
     def _hand_in(self) -> None:
         """On another rank than 0: leave what was seen for rank 0's report."""
@@ -358,3 +358,7 @@ class Monitor:
             self.gathered()
         except Exception as error:
             self.observer._fail(error)
+
+
+def _gradient_row(step: int, norm: float | None, scale: float) -> ParameterStep:
+    return ParameterStep(step, None if norm is None else norm / scale, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))
