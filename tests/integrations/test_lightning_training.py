@@ -112,7 +112,7 @@ class Kept(Logger):
 def fit(model, callbacks, ckpt_path=None, **options):
     """(weights, trainer, what the doctor said)"""
     pl.seed_everything(0, verbose=False)
-    chosen = model() if isinstance(model, type) else model
+    chosen = model if isinstance(model, nn.Module) else model()
     options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options}
     trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, **options)
     with warnings.catch_warnings(record=True) as said:
@@ -121,7 +121,11 @@ def fit(model, callbacks, ckpt_path=None, **options):
     return torch.cat([p.detach().flatten() for p in chosen.parameters()]), trainer, [str(w.message) for w in said if "gradcheck_doctor" in str(w.message)]
 
 
-@pytest.mark.parametrize("model", [Gan, ManualOptimBoringModel, Validated])
+def compiled():
+    return torch.compile(Classifier(), backend="eager")
+
+
+@pytest.mark.parametrize("model", [Gan, ManualOptimBoringModel, Validated, compiled])
 def test_training_is_bitwise_the_same_with_any_kind_of_optimization(model):
     plain, watched = fit(model, []), fit(model, [callback := DoctorCallback()])
     assert torch.equal(plain[0], watched[0])
