@@ -10,6 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from gradcheck_doctor.errors import ProbeError
+from gradcheck_doctor.theory.schemes import TORCH_DEFAULT
+
+DRAWN_ONCE = 1         # in-place writes to a weight that torch's default initialisation makes; loading makes one more
 
 
 def treat_first(trainer: Any, pl_module: Any, batch: Any) -> Any:
@@ -28,11 +31,17 @@ def treat_first(trainer: Any, pl_module: Any, batch: Any) -> Any:
     from gradcheck_doctor.report.report import Report
     from gradcheck_doctor.session import examine
 
+    versions = {name: parameter._version for name, parameter in pl_module.named_parameters()}
     try:
         with _muted(trainer, pl_module):
             recording = probe(pl_module, _loss_of(trainer, batch), log=current_log())
     except Exception as error:
         warnings.warn(f"gradcheck_doctor treats nothing: the first batch could not be probed: {type(error).__name__}: {error}", stacklevel=3)
+        return None
+    again = [p.name for p in recording.parameters if p.scheme == TORCH_DEFAULT and versions.get(p.name, 0) > DRAWN_ONCE]
+    if again:
+        warnings.warn(f"gradcheck_doctor treats nothing: {again[0]} is as torch's default draws it, and yet was written to again, as by load_state_dict; "
+                      "loaded weights are never initialised again", stacklevel=3)
         return None
     report = Report(examine(recording, recording.model_class).report, recording)
     done = treat(pl_module, report, trainer.optimizers)

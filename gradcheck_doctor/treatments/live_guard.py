@@ -14,7 +14,6 @@ from gradcheck_doctor.theory.schemes import TORCH_DEFAULT
 from gradcheck_doctor.treatments.live_patient import Patient
 
 WRITTEN = 24           # in-place writes that no initialisation makes (truncated normal makes 5), and 24 optimizer steps do
-DRAWN_ONCE = 1         # in-place writes that the default initialisation makes
 BATCHES = 24           # batches a BatchNorm has seen in training mode
 LEAST = 8              # elements below which values say nothing
 SHARE = 0.1            # share of the parameters that must look trained before the others are taken for trained too
@@ -57,8 +56,6 @@ def trained(patient: Patient, name: str, parameter: nn.Parameter) -> str:
     record = patient.parameters.get(name)
     if record is not None and record.trained:
         return f"{name} follows no known initialisation"
-    if record is not None and record.scheme == TORCH_DEFAULT and parameter._version > DRAWN_ONCE + _writes_of_probes(patient):
-        return f"{name} is as torch's default draws it, and yet was written to again, as by load_state_dict"
     return _model_trained(patient, parameter)
 
 
