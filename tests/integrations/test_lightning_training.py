@@ -338,3 +338,33 @@ def test_the_lightning_package_and_its_cli(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "every 2 steps 3 verdict healthy" in done.stdout
     assert (tmp_path / "report.md").read_text().startswith("#")
+
+
+def demos():
+    from pytorch_lightning.demos.boring_classes import DemoModel
+    from pytorch_lightning.demos.transformer import LightningTransformer
+    return {"DemoModel": (DemoModel, torch.utils.data.DataLoader(torch.randn(96, 32, generator=torch.Generator().manual_seed(0)), batch_size=8)),
+            "LightningTransformer": (lambda: LightningTransformer(61), None)}
+
+
+@pytest.mark.parametrize("name", ["DemoModel", "LightningTransformer"])
+def test_published_examples_are_healthy_and_unchanged(name, tmp_path, monkeypatch):
+    """The demos of pytorch_lightning, with a small local text in place of the download."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wikitext-2.txt").write_text("\n".join(" ".join(f"w{(i * 7 + k * k) % 60}" for k in range(20)) for i in range(40)))
+    make, data = demos()[name]
+
+    def train(callbacks):
+        pl.seed_everything(1, verbose=False)
+        model = make()
+        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", limit_train_batches=12, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                             enable_model_summary=False, callbacks=callbacks)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            trainer.fit(model, data)
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), [str(w.message) for w in said if "gradcheck_doctor" in str(w.message)]
+    callback = DoctorCallback()
+    (plain, _), (watched, said) = train([]), train([callback])
+    assert torch.equal(plain, watched) and said == []
+    assert callback.report().verdict == "healthy" and callback.report().recording.blind_spots == ()
