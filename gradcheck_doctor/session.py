@@ -36,14 +36,15 @@ def examine(recording: Recording, target: str, config: Config | None = None) -> 
     from gradcheck_doctor import __version__
     from gradcheck_doctor.rules.engine import diagnose
 
-    findings = diagnose(recording, config=config)
+    readings: dict[str, float] = {}
+    findings = diagnose(recording, config=config, readings=readings)
     findings, suppressed = _without_suppressed(findings, config)
     report = ReportData(
         target=target, kind=recording.kind,
         model={"class": recording.model_class, "parameters": recording.parameter_count, "trainable_parameters": recording.trainable_count,
                "device": recording.device, "dtype": recording.dtype},
         probe=recording.probe, findings=findings, layers=layer_rows(recording, findings), curves=_curves(recording),
-        blind_spots=recording.blind_spots, suppressed=suppressed, version=__version__)
+        blind_spots=recording.blind_spots, suppressed=suppressed, version=__version__, readings=readings)
     return Examination(report, recording)
 
 

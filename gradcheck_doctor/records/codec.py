@@ -22,7 +22,7 @@ def to_json(report: ReportData) -> dict[str, Any]:
                     "suppressed": report.suppressed},
         "findings": [_finding(f) for f in report.findings], "layers": [_layer(row) for row in report.layers],
         "curves": {name: [[_plain(a), _plain(b)] for a, b in points] for name, points in report.curves.items()},
-        "blind_spots": [{"module": b.module, "reason": b.reason} for b in report.blind_spots]}
+        "blind_spots": [{"module": b.module, "reason": b.reason} for b in report.blind_spots], "readings": _plain(report.readings)}
 
 
 def _plain(value: Any) -> Any:
@@ -92,7 +92,8 @@ def from_json(data: Any) -> ReportData:
         layers=tuple(LayerRow(**{**row, "location": _read_span(row["location"])}) for row in data.get("layers", ())),
         curves={k: tuple((_number(a), _number(b)) for a, b in v) for k, v in data.get("curves", {}).items()},
         blind_spots=tuple(BlindSpot(b["module"], b["reason"]) for b in data.get("blind_spots", ())),
-        suppressed=data.get("summary", {}).get("suppressed", 0), version=data.get("tool", {}).get("version", ""))
+        suppressed=data.get("summary", {}).get("suppressed", 0), version=data.get("tool", {}).get("version", ""),
+        readings={k: _number(v) for k, v in data.get("readings", {}).items()})
 
 
 def _number(value: Any) -> float:

@@ -110,6 +110,7 @@ class ReportData:
     blind_spots: tuple[Any, ...] = ()          # records.sites.BlindSpot
     suppressed: int = 0
     version: str = ""
+    readings: Mapping[str, float] = field(default_factory=dict)   # each rule's worst value, healthy ones too, by rule name
 
     def count(self, severity: str) -> int:
         return sum(f.severity == severity for f in self.findings)

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -32,6 +33,10 @@ class Threshold:
             if limit is not None and (value >= limit if self.direction == "above" else value <= limit):
                 return name
         return None
+
+    def worst(self, values: Iterable[float]) -> float | None:
+        """The value nearest to (or furthest beyond) the limits; None without values."""
+        return max(values, default=None) if self.direction == "above" else min(values, default=None)
 
     def crossed(self, value: float) -> float | None:
         """The limit that `value` crossed, for the message."""
@@ -103,12 +108,14 @@ class Rule(ABC):
         return ()
 
     @final
-    def check(self, recording: Recording, threshold: Threshold | None = None) -> Iterator[Finding]:
-        """Findings of this rule; the comparison is the same for all rules."""
+    def check(self, recording: Recording, threshold: Threshold | None = None, readings: list[float] | None = None) -> Iterator[Finding]:
+        """Findings of this rule; the comparison is the same for all rules. Every value measured, healthy ones too, is added to `readings`."""
         limits = threshold or self.threshold
         for measured in self.measure(recording):
             if isinstance(measured, Unmeasured):
                 continue
+            if readings is not None and not math.isnan(measured.value):
+                readings.append(measured.value)
             severity = measured.floor or limits.severity(measured.value)
             if severity is None:
                 continue

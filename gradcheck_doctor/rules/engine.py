@@ -15,7 +15,7 @@ SERIOUS = ("warning", "error")
 
 
 def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] = (), ignore: Iterable[str] = (),
-             chosen: Iterable[type[Rule]] | None = None) -> tuple[Finding, ...]:
+             chosen: Iterable[type[Rule]] | None = None, readings: dict[str, float] | None = None) -> tuple[Finding, ...]:
     """Findings on `recording`, the one to act on first.
 
     Args:
@@ -23,6 +23,7 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
         config: an object with `select`, `extend_select`, `ignore` and `thresholds` (code -> {"warning": x, "error": y}), or None.
         select, ignore: the same without a config.
         chosen: rule classes to apply instead of all.
+        readings: filled with each rule's worst value, healthy ones too, by rule name (units as in the rule's threshold).
     """
     active = tuple(chosen) if chosen is not None else _active(config, tuple(select), tuple(ignore))
     limits: Mapping[str, Mapping[str, float]] = getattr(config, "thresholds", None) or {}
@@ -32,17 +33,21 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
     found: list[Finding] = []
     for rule in active:
         if recording.kind in rule.kinds:
-            found.extend(_findings(rule, recording, _threshold(rule, limits.get(rule.code))))
+            values: list[float] = []
+            found.extend(_findings(rule, recording, _threshold(rule, limits.get(rule.code)), values))
+            worst = rule.threshold.worst(values)
+            if readings is not None and worst is not None:
+                readings[rule.name] = worst
     found = _unique(found)
     found = _demoted(found, weak)
     found.sort(key=lambda f: (order[f.code] if f.order is None else f.order, -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
     return _grouped(found, explains)
 
 
-def _findings(rule: type[Rule], recording: Recording, threshold: Threshold | None) -> list[Finding]:
+def _findings(rule: type[Rule], recording: Recording, threshold: Threshold | None, readings: list[float]) -> list[Finding]:
     """What one rule finds. A third party's rule that raises is said once and left out; one of ours is a bug to be seen."""
     try:
-        return list(rule().check(recording, threshold))
+        return list(rule().check(recording, threshold, readings))
     except Exception as error:
         if rule.__module__.startswith("gradcheck_doctor."):
             raise
