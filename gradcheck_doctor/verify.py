@@ -18,7 +18,7 @@ from gradcheck_doctor.records.findings import Finding, ReportData, Verified
 from gradcheck_doctor.records.sources import encoded
 
 SECONDS = 170          # for one run of a script
-LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation"})
+LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
 
 
 @dataclass(frozen=True)

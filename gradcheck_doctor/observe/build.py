@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ def _spine(nodes: list[Node], losses: list[int]) -> frozenset[int]:
 def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossRecord, ...]:
     """Loss calls among the kept operations, numbered as these are; a scalar loss of unknown making as op "scalar"."""
     from dataclasses import replace
-    by_site = {(o.op, o.called, o.module, o.ordinal): o.index for o in kept if o.category == "loss"}
+    by_site = _by_site(o for o in kept if o.category == "loss")
     prefixes = observer.roots.prefixes()
     found = []
     for index, record in observer.losses.items():
@@ -173,9 +173,44 @@ def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossR
         number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
         if number is not None:
             found.append(replace(record, operation=number))
+    if not found:
+        found += _by_hand(observer, kept)
     if not found and observer.loss_nodes and kept:
         found.append(LossRecord(operation=len(kept) - 1, op="scalar", value=_value(kept[-1])))
     return tuple(found)
+
+
+def _by_site(operations: Iterable[Operation]) -> dict[tuple[Any, ...], int]:
+    return {(o.op, o.called, o.module, o.ordinal): o.index for o in operations}
+
+
+def _by_hand(observer: Observer, kept: tuple[Operation, ...]) -> list[LossRecord]:
+    """A squared or absolute error written out: ((prediction - target) ** 2).mean()."""
+    from dataclasses import replace
+    by_site, prefixes = _by_site(o for o in kept if o.op == "sub"), observer.roots.prefixes()
+    found = []
+    for index, record in observer.losses.items():
+        node = observer.graph.nodes[index]
+        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
+        made = _error(kept, number) if number is not None else None
+        if number is not None and made is not None:
+            op, end = made
+            found.append(replace(record, op=op, operation=number, reduction=end.op, value=_value(end)))
+    return found if len(found) == 1 else []
+
+
+def _error(kept: tuple[Operation, ...], number: int) -> tuple[str, Operation] | None:
+    """(loss, reduction) when a difference is squared (or made absolute) and then reduced to the one number behind it."""
+    following = [o for o in kept if number in o.producers]
+    if len(following) != 1 or following[0].op not in ("pow", "square", "abs", "mul"):
+        return None
+    power = following[0]
+    if power.op == "mul" and set(power.producers) != {number} or power.op == "pow" and power.attributes.get("exponent", 2) != 2:
+        return None
+    reductions = [o for o in kept if power.index in o.producers]
+    if len(reductions) != 1 or reductions[0].op not in ("mean", "sum") or reductions[0].shape:
+        return None
+    return ("l1_loss" if power.op == "abs" else "mse_loss"), reductions[0]
 
 
 def _value(operation: Operation) -> float | None:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck_doctor.observe.calls import clipping, loss_scale
 from gradcheck_doctor.observe.collector import Collector
 from gradcheck_doctor.observe.graph import Graph, Node
-from gradcheck_doctor.observe.losses import loss_record
+from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
@@ -233,7 +233,7 @@ class Observer(TorchFunctionMode):
             self.graph.bind(value, node.index)
         if category in MEASURED or op in FRAGILE:
             self._measure(node, values)
-        if category == "loss" and isinstance(output, Tensor) and node.index not in self.losses:
+        if (category == "loss" or op == "sub" and is_residual(args)) and isinstance(output, Tensor) and node.index not in self.losses:
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
 
     def _passed_on(self, given: Any, output: Any) -> None:

@@ -148,6 +148,7 @@ class LossRecord:
     target_std: float | None = None
     target_integer: bool = False              # all target values are whole numbers
     target_one_hot: bool = False              # each row of the target is one 1 and zeros
+    target_repeated: bool = False             # two-dimensional, and every column is the same
     target_distinct: int | None = None        # number of distinct target values, capped at 1000
     target_negative_fraction: float | None = None
     target_outside: float | None = None       # fraction of targets outside the range that the last activation can reach

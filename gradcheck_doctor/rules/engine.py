@@ -9,6 +9,7 @@ from gradcheck_doctor.packs import complain
 from gradcheck_doctor.records.findings import SEVERITIES, Finding
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Rule, Threshold
+from gradcheck_doctor.rules.flow import adversarial
 from gradcheck_doctor.rules.registry import expand, rules
 
 SERIOUS = ("warning", "error")
@@ -40,6 +41,8 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
                 readings[rule.name] = worst
     found = _unique(found)
     found = _demoted(found, weak)
+    if adversarial(recording):
+        found = [replace(f, severity="info") if f.severity == "warning" else f for f in found]
     found.sort(key=lambda f: (order[f.code] if f.order is None else f.order, -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
     return _grouped(found, explains)
 

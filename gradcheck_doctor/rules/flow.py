@@ -210,6 +210,11 @@ def phase_start(recording: Recording) -> int:
     return ordered[-1][0] if apart else 0
 
 
+def adversarial(recording: Recording) -> bool:
+    """Several optimizers take turns (a generator and its critic): no single loss has to fall."""
+    return recording.kind == "run" and len({row.optimizer for row in recording.steps}) > 1 and not phase_start(recording)
+
+
 def phase_curve(recording: Recording) -> list[float]:
     """Losses of the last phase."""
     begin = phase_start(recording)
@@ -221,13 +226,14 @@ def constant_guess(recording: Recording) -> float | None:
     if len(recording.losses) != 1 or phase_start(recording) or not recording.curve:
         return None
     loss, first = recording.losses[0], recording.curve[0][1]
-    if loss.value is None or loss.reduction != "mean" or abs(first - loss.value) > 0.01 * abs(loss.value):
+    if loss.value is None or loss.reduction not in ("mean", "sum") or abs(first - loss.value) > 0.01 * abs(loss.value):
         return None
+    count = math.prod(loss.target_shape) if loss.reduction == "sum" else 1
     if loss.op == "cross_entropy" and loss.classes and loss.classes > 1:
-        return math.log(loss.classes)
+        return math.log(loss.classes) * count
     if loss.op == "mse_loss" and loss.target_std:
-        return loss.target_std**2
-    return math.log(2.0) if loss.op.startswith("binary_cross_entropy") else None
+        return loss.target_std**2 * count
+    return math.log(2.0) * count if loss.op.startswith("binary_cross_entropy") else None
 
 
 def progress(recording: Recording, until: int | None = None) -> float | None:
@@ -239,7 +245,7 @@ def progress(recording: Recording, until: int | None = None) -> float | None:
     if len(values) < (10 if until is None else 5):
         return None
     size = max(3, len(values) // 20)
-    first, last = median(values[:size]), median(values[-size:])
+    first, last = min(median(values[:3]), median(values[:size])), median(values[-size:])
     if not (math.isfinite(first) and math.isfinite(last)):
         return -math.inf
     guess = constant_guess(recording)
@@ -247,6 +253,13 @@ def progress(recording: Recording, until: int | None = None) -> float | None:
         first = min(first, guess)
     scale = max(abs(first), abs(last), 1e-30) if first <= 0 else first
     return (first - last) / scale
+
+
+def falling(recording: Recording) -> bool:
+    """The loss was still falling at the end: its last fifth lies more than 5 % below the fifth before."""
+    values = phase_curve(recording)
+    size = len(values) // 5
+    return size >= 5 and median(values[-size:]) < 0.95 * median(values[-2 * size: -size])
 
 
 def learned(recording: Recording) -> bool:
@@ -266,9 +279,10 @@ def loss_input(recording: Recording, loss: LossRecord) -> Operation | None:
     if not 0 <= loss.operation < len(recording.operations):
         return None
     operation = recording.operations[loss.operation]
-    if operation.category != "loss" or not operation.producers:
+    if operation.category != "loss" and operation.op != "sub" or not operation.producers:
         return None
-    current = recording.operations[operation.producers[0]]
+    makers = [recording.operations[p] for p in operation.producers]
+    current = next((o for o in makers if o.requires_grad and o.category != "input"), makers[0])
     while current.category in ("shape", "dropout") and current.producers:
         current = recording.operations[current.producers[0]]
     return current

@@ -12,10 +12,6 @@ from gradcheck_doctor.treatments.tree import Tree
 MODULE = {"relu": "ReLU()", "leaky_relu": "LeakyReLU(0.01)", "elu": "ELU()", "selu": "SELU()", "gelu": "GELU()", "prelu": "PReLU()"}
 CALL = {"relu": "torch.relu({})", "leaky_relu": "torch.nn.functional.leaky_relu({}, 0.01)", "elu": "torch.nn.functional.elu({})", "selu": "torch.selu({})",
         "gelu": "torch.nn.functional.gelu({})"}
-LOSSES = {"cross_entropy": {"NLLLoss": "CrossEntropyLoss", "nll_loss": "cross_entropy", "MSELoss": "CrossEntropyLoss", "mse_loss": "cross_entropy"},
-          "binary_cross_entropy_with_logits": {"BCELoss": "BCEWithLogitsLoss", "binary_cross_entropy": "binary_cross_entropy_with_logits",
-                                               "CrossEntropyLoss": "BCEWithLogitsLoss"}}
-
 
 def _is_constructor(tree: Tree, node: ast.Call) -> bool:
     """nn.ReLU() rather than F.relu(x): class names start with a capital."""
@@ -87,22 +83,6 @@ def _without_element(tree: Tree, node: ast.Call) -> Edit | None:
         return None
     end, here = tree.span(siblings[place - 1]), tree.span(node)
     return Edit(Span(here.file, end.end_line or end.line, end.end_column or 1, here.end_line, here.end_column), "")
-
-
-def replace_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """The right loss by its name, class or function."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
-    names = LOSSES.get(str(prescription.arguments.get("to")), {})
-    edits = []
-    for node in ast.walk(tree.root):
-        if isinstance(node, (ast.Attribute, ast.Name)):
-            name = node.attr if isinstance(node, ast.Attribute) else node.id
-            if name in names and not isinstance(tree.parents.get(node), ast.Attribute):
-                whole = tree.source(node)
-                edits.append(tree.replace(node, whole[: len(whole) - len(name)] + names[name]))
-    if not edits:
-        raise TreatmentRefused("the loss is not named in this file")
-    return edits
 
 
 def insert_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -203,6 +183,6 @@ def replace_norm(context: Context, finding: Finding, prescription: Prescription)
     return edits
 
 
-PLANNERS = {"replace-activation": replace_activation, "remove-output-activation": remove_call, "remove-activation": remove_call, "replace-loss": replace_loss,
+PLANNERS = {"replace-activation": replace_activation, "remove-output-activation": remove_call, "remove-activation": remove_call,
             "insert-norm": insert_norm, "input-norm": input_norm, "add-activation": add_activation, "straight-through": straight_through,
             "replace-norm": replace_norm}

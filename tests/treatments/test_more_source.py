@@ -70,3 +70,19 @@ def test_grad_scaler(tmp_path):
         'opt = torch.optim.SGD(net.parameters(), lr=0.1)\nscaler = torch.amp.GradScaler("cuda" if torch.cuda.is_available() else "cpu")\n'
         "for x, y in data:\n    loss = f(net(x), y)\n    opt.zero_grad()\n    scaler.scale(loss).backward()\n    scaler.unscale_(opt)\n"
         "    nn.utils.clip_grad_norm_(net.parameters(), 1.0)\n    scaler.step(opt)\n    scaler.update()\n")
+
+
+def test_losses(tmp_path):
+    text = HEAD + 'f = nn.MSELoss(reduction="sum")\nloss = f(out, y)\n'
+    assert edit(tmp_path, text, "mean-reduction", where="f(out, y)") == text.replace('"sum"', '"mean"')
+    assert edit(tmp_path, text, "match-shapes", where="f(out, y)") == text.replace("f(out, y)", "f(out, y.view_as(out))")
+    with pytest.raises(TreatmentRefused, match="name"):
+        edit(tmp_path, text.replace("out", "net(x)"), "match-shapes", where="f(net(x), y)")
+
+
+def test_scale_output(tmp_path):
+    text = HEAD + "class Net(nn.Module):\n    def forward(self, x):\n        return self.c(x).squeeze(-1)\n"
+    assert edit(tmp_path, text, "scale-output", mean=-1000.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250 - 1000")
+    assert edit(tmp_path, text, "scale-output", mean=1.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250")
+    with pytest.raises(TreatmentRefused, match="standardise the targets"):
+        edit(tmp_path, HEAD, "scale-output", mean=0.0, std=250.0)

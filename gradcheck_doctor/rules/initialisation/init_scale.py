@@ -11,6 +11,7 @@ from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right
 
 FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
 EFFECT = 30.0         # factor by which signal or gradient must have changed end to end
+GROSS = 1.5           # decades of variance above which a far too high first loss is no matter of taste, even where the training loss falls later
 
 
 class InitScale(Rule):
@@ -58,13 +59,17 @@ class InitScale(Rule):
         loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
         if loss is not None and loss.value is not None and loss.classes and worst > 0:
             effect = effect or loss.value > 10 * math.log(max(loss.classes, 2))
+        gross = False
+        if loss is not None and loss.value is not None and loss.classes and worst > 0:
+            gross = worst >= GROSS and len(run.layers) >= 3 and loss.value > 3 * math.log(max(loss.classes, 2))   # it generalises worse even where it fits
+            effect = effect or gross
         scheme = right_scheme(run.activations)[0]
         place = record.init_span or location(recording, run.layers[0])
         return Measurement(
             value=abs(worst), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op, location=place, operations=run.indices,
             evidence={"variance_ratio": 10**worst, "signal_ratio": signal, "gradient_ratio": gradient, "scheme": record.scheme, "activation": act,
                       "saturated_fraction": saturated, "right": TITLE[scheme], "layers": len(run.layers)},
-            cap=mild(recording) if effect else "info")
+            cap=mild(recording, "warning" if gross else "info") if effect else "info")
 
     def message(self, m: Measurement) -> str:
         e = m.evidence

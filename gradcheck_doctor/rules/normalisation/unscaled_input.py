@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, location, mild
+from gradcheck_doctor.rules.flow import ahead, falling, location, mild, progress
+
+REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
 class UnscaledInput(Rule):
     """The features that enter the network are far from mean 0 and standard deviation 1, or on very different scales.
 
     What it measures: the largest standard deviation or |mean| of a single input feature, on real inputs only, where the network does not
-    normalise them itself.
+    normalise them itself; a tenth of the standard deviation of the targets of a squared or absolute error, where the loss ends above a tenth of
+    the targets' variance and still falls.
 
     Why it matters: one feature in the thousands dominates the first sums; the first step is huge and kills ReLU units.
 
@@ -40,14 +43,32 @@ class UnscaledInput(Rule):
                               cap=mild(recording), evidence={"input": record.name, "largest_std": record.channel_std_max,
                                                              "largest_mean": record.channel_absmean_max, "smallest_std": record.channel_std_min})
 
+        for loss in recording.losses:
+            if loss.op in REGRESSION and loss.target_std and not loss.target_one_hot:
+                yield Measurement(value=loss.target_std / 10, op=loss.op, location=loss.span, operations=(loss.operation,), order=341,
+                                  cap=None if _slow(recording) else "info",
+                                  evidence={"target_std": loss.target_std, "target_mean": loss.target_mean, "loss": loss.op})
+
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "target_std" in e:
+            return (f"the targets of {e['loss']} have standard deviation {e['target_std']:.3g} and mean {e['target_mean']:.3g}: the output has to grow that far "
+                    "before anything fits; standardise them (limit 100)")
         return (f"features of {e['input']} have standard deviations from {e['smallest_std']:.3g} to {e['largest_std']:.3g} and means up to "
                 f"{e['largest_mean']:.3g}; standardise them (limit {{limit}})")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "target_std" in m.evidence:
+            return (Prescription("scale-output", "Scale the output to the targets' mean and standard deviation (or standardise the targets)", kind="input",
+                                 span=m.location, arguments={"mean": m.evidence["target_mean"], "std": m.evidence["target_std"]}),)
         return (Prescription("input-norm", "Standardise the inputs with a BatchNorm as first layer", kind="input", modules=(m.module,), span=m.location,
                              arguments={"norm": "batch"}),)
+
+
+def _slow(recording: Recording) -> bool:
+    """Most of the targets' variance is still to be explained, and the loss is on its way there."""
+    gone = progress(recording)
+    return recording.kind == "run" and gone is not None and gone < 0.9 and (falling(recording) or gone < 0.1)
 
 
 def _entry(recording: Recording, record: InputRecord, place: int) -> Operation | None:

@@ -1,6 +1,7 @@
 """Two ways in which an update is not what the gradient asked for: weight decay outweighs it, or rounding loses it."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import median
 
@@ -25,9 +26,9 @@ class DecayDominates(Rule):
     code = "GD709"
     name = "decay-dominates"
     summary = "weight decay outweighs the gradient"
-    threshold = Threshold(2.0, None, "||decay w|| / ||g||", "TheDeepChecker: 2")
-    order = 500
-    weak = True
+    threshold = Threshold(5.0, 50.0, "||decay w|| / ||g||", "TheDeepChecker: 2 five times; the median over the whole run is judged here", info=2.0)
+    order = 488
+    explains = ("GD701", "GD707", "GD208", "GD608", "GD201", "GD301", "GD501", "GD706", "GD304", "GD102")
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
@@ -42,8 +43,10 @@ class DecayDominates(Rule):
         return f"weight decay {m.evidence['weight_decay']:g} pulls {m.value:.3g} times as hard as the gradient (limit {{limit}})"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("weight-decay", "A tenth of the weight decay", kind="optimizer", span=m.location,
-                             arguments={"weight_decay": m.evidence["weight_decay"] / 10}),)
+        decay = m.evidence["weight_decay"]
+        factor = 10 ** math.ceil(math.log10(max(10.0, m.value)))
+        return tuple(Prescription("weight-decay", f"Lower the weight decay from {decay:g} to {new:g}", kind="optimizer", span=m.location,
+                                  arguments={"weight_decay": new}) for new in (decay / factor, decay / factor / 10, 0.0))
 
 
 class LostUpdate(Rule):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
@@ -13,6 +14,34 @@ from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, up
 
 HEALTHY = 1e-3         # update ratio aimed at
 EARLY = 12             # steps that count as the start
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Update ratios of a run: the size judged, the median and largest of the first steps, the share of the loss that is gone."""
+
+    size: float
+    early: float
+    first: float
+    gone: float | None
+    harmful: bool          # large steps and a loss that does not fall
+
+
+def strides_of(recording: Recording) -> Strides | None:
+    """How far the optimizer's steps go; None with too few of them."""
+    begin, broken, blow = phase_start(recording), first_nonfinite(recording), bad_batch(recording)
+    broken = blow if blow is not None else broken            # what a bad batch did to the weights is not the rate's doing
+    ratios = update_ratios(recording, first=begin, last=broken)
+    if len(ratios) < 5 or recording.total_steps < 10:
+        return None
+    finite = [r for r in ratios if math.isfinite(r)]
+    early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
+    first = max(early, default=0.0)
+    size = max(median(finite), first / 3) if finite else math.inf
+    gone = progress(recording) if broken is None or blow is not None else progress(recording, broken)
+    still = 0.1 if size < 0.1 else 0.3                       # a loss that falls contradicts a rate that is only somewhat high
+    harmful = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
+    return Strides(size, median(early) if early else 0.0, first, gone, harmful)
 
 
 class LearningRateTooHigh(Rule):
@@ -39,23 +68,13 @@ class LearningRateTooHigh(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        chosen = largest_lr(recording)
-        begin, broken, blow = phase_start(recording), first_nonfinite(recording), bad_batch(recording)
-        broken = blow if blow is not None else broken            # what a bad batch did to the weights is not the rate's doing
-        ratios = update_ratios(recording, first=begin, last=broken)
-        if chosen is None or len(ratios) < 5 or recording.total_steps < 10:
+        chosen, strides = largest_lr(recording), strides_of(recording)
+        if chosen is None or strides is None:
             return
         lr, record = chosen
-        finite = [r for r in ratios if math.isfinite(r)]
-        early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
-        first = max(early, default=0.0)
-        value = max(median(finite), first / 3) if finite else math.inf
-        gone = progress(recording) if broken is None or blow is not None else progress(recording, broken)
-        still = 0.1 if value < 0.1 else 0.3                  # a loss that falls contradicts a rate that is only somewhat high
-        hurt = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
-        yield Measurement(value=value, location=record.built or record.stepped, cap=None if hurt else "info",
-                          order=474 if early and median(early) >= 3e-2 else None,
-                          evidence={"update_ratio": value, "first_updates": first, "lr": lr, "loss_fell": gone, "optimizer": record.name})
+        yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
+                          order=474 if strides.early >= 3e-2 else None,
+                          evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
