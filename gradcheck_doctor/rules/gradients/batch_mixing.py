@@ -4,36 +4,40 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.flow import location, mild
 
 
 class BatchMixing(Rule):
-    """The batch axis is folded into another one: samples leak into each other.
+    """A view or reshape is used where a transpose was meant: samples leak into each other.
 
-    What it measures: view and reshape operations after which the first axis is no longer the batch while a later layer treats it so, found
-    from shapes: the batch size is gone although the number of samples is unchanged, and the loss sees the batch again.
+    What it measures: view and reshape operations inside a model whose result has the same axis lengths in another order, which is no transpose
+    but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model.
 
-    Why it matters: each sample's prediction depends on the others in the batch; training seems to work and evaluation does not.
+    Why it matters: each sample's prediction depends on the others in the batch; the loss may fall a little, evaluation on other batches fails.
 
-    When it is harmless: contrastive losses and in-batch attention do it on purpose; info only.
+    When it is harmless: axes of equal length (not counted), permutation tricks on purpose, a run that learns (info).
 
-    Sources: Lightning Bolts' batch gradient verification.
+    Sources: exact from the shapes; Lightning Bolts' batch gradient verification looks for the same fault by gradients.
     """
 
     code = "GD306"
     name = "batch-mixing"
     summary = "a reshape mixes samples of the batch"
-    threshold = Threshold(None, None, "suspicious reshapes", "shape reasoning only", info=1.0)
-    order = 350
+    threshold = Threshold(2.0, None, "1: axes reordered by a view; 2: the batch axis among them, inside a model", "exact from the shapes", info=1.0)
+    order = 140
+    explains = ("GD707", "GD702", "GD102", "GD301")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for operation in recording.operations:
             if operation.op not in ("view", "reshape") or not operation.input_shapes:
                 continue
             before, after = operation.input_shapes[0], operation.shape
-            if len(before) == 2 and len(after) == 2 and before[0] > 1 and before == tuple(reversed(after)) and before[0] != before[1]:
-                yield Measurement(value=1.0, module=operation.module, op=operation.op, location=location(recording, operation),
-                                  operations=(operation.index,), evidence={"before": before, "after": after})
+            if len(before) < 2 or before == after or sorted(before) != sorted(after) or before[0] <= 1 or len(set(before)) < len(before):
+                continue
+            inside = bool(operation.module_type) and len(before) > 2 and after[0] != before[0]
+            if inside or len(before) == 2:
+                yield Measurement(value=2.0 if inside else 1.0, module=operation.module, op=operation.op, location=location(recording, operation),
+                                  operations=(operation.index,), cap=mild(recording), evidence={"before": before, "after": after})
 
     def message(self, m: Measurement) -> str:
         return f"{m.op} turns {m.evidence['before']} into {m.evidence['after']}: that is no transpose, it mixes the samples of the batch"
