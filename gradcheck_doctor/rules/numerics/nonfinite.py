@@ -76,7 +76,7 @@ class NonfiniteGradient(Rule):
     summary = "a gradient is NaN or infinite"
     threshold = Threshold(1.0, 1.0, "observed steps", "exact")
     order = 691
-    explains = ("GD803", "GD807", *AFTER)
+    explains = ("GD801", "GD803", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         lost = _steps_of_lost_losses(recording)
@@ -87,13 +87,17 @@ class NonfiniteGradient(Rule):
         step, index = min(broken)
         reached = recording.operations[-index]
         operation = _finite_consumer(recording, reached, step) or reached
+        forward = min((s.step for o in recording.operations for s in o.observed if s.forward is not None and not s.forward.finite), default=None)
         yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
-                          operations=tuple(dict.fromkeys((operation.index, reached.index))), cap="info" if recording.notes.get("scaled") else None,
+                          operations=tuple(dict.fromkeys((operation.index, reached.index))), order=687 if forward is not None and step < forward else None, cap="info" if recording.notes.get("scaled") else None,
                           evidence={"step": step, "reached": reached.op})
 
     def message(self, m: Measurement) -> str:
         return (f"the gradient is not finite at step {m.evidence['step']}: going back, {m.op} is the first operation behind which it is not "
                 f"(seen at the output of {m.evidence['reached']})")
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return clamped(m.op, m.location) if m.op in LOGS | ROOTS else ()
 
 
 def _steps_of_lost_losses(recording: Recording) -> set[int]:
