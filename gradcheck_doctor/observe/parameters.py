@@ -45,7 +45,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     return ParameterRecord(
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
         absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
-        rows_equal=_rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
+        rows_equal=rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
         gate_bias=None if sharded else _gate_bias(kind, role, value))
 
@@ -117,7 +117,8 @@ def _orthogonal(value: Tensor) -> bool:
     return bool(scale > 0 and (product / scale - torch.eye(len(product))).abs().max() < 1e-3)
 
 
-def _rows_equal(value: Tensor) -> bool:
+def rows_equal(value: Tensor) -> bool:
+    """Every output row is the same."""
     return value.dim() >= 2 and value.shape[0] > 1 and bool((value == value[:1]).all())
 
 

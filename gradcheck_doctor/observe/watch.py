@@ -24,6 +24,7 @@ from gradcheck_doctor.observe.calls import call_seconds
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.optimizers import KnownOptimizer
+from gradcheck_doctor.observe.parameters import rows_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, left_over
@@ -323,8 +324,9 @@ class Monitor:
         modules = module_records(observer)
         held = {key for o in self._optimizers.values() for key in o.held}
         from dataclasses import replace
-        parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None)
-                           for key, (_, record) in self.book.records.items())
+        parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None,
+                                   rows_equal=record.rows_equal and (self.step == 0 or hasattr(tensor, "to_local") or rows_equal(tensor.detach())))
+                           for key, (tensor, record) in self.book.records.items())
         names = {key: record.name for key, (_, record) in self.book.records.items()}
         optimizers = tuple(record for o in sorted(self._optimizers.values(), key=lambda o: o.number) if (record := o.record(names)) is not None)
         models = [observer.roots.roots[i] for i in observer.roots.models()]

@@ -31,7 +31,8 @@ class NoGradient(Rule):
     explains = ("GD301", "GD702", "GD307", "GD201")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        weights = [p for p in recording.parameters if p.trainable and len(p.shape) >= 2 and recording.parameter_steps.get(p.name)]
+        weights = [p for p in recording.parameters if p.trainable and len(p.shape) >= 2 and recording.parameter_steps.get(p.name)
+                   and p.in_optimizer is not False]                        # a teacher or target network is in no optimizer
         ran = [p for p in weights if (m := recording.module.get(p.module)) is not None and m.calls > 0 or "<tensor" in p.name]
         cut = [p for p in ran if _silent(recording, p)]
         if not cut or len(cut) == len(ran):

@@ -89,7 +89,8 @@ class NonfiniteGradient(Rule):
         operation = _finite_consumer(recording, reached, step) or reached
         forward = min((s.step for o in recording.operations for s in o.observed if s.forward is not None and not s.forward.finite), default=None)
         yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
-                          operations=tuple(dict.fromkeys((operation.index, reached.index))), order=687 if forward is not None and step < forward else None, cap="info" if recording.notes.get("scaled") else None,
+                          operations=tuple(dict.fromkeys((operation.index, reached.index))), cap="info" if recording.notes.get("scaled") else None,
+                          order=687 if forward is not None and step < forward else None,   # it broke before any value did
                           evidence={"step": step, "reached": reached.op})
 
     def message(self, m: Measurement) -> str:

@@ -74,11 +74,13 @@ class LearningRateTooHigh(Rule):
         lr, record = chosen
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if strides.early >= 3e-2 else None,
-                          evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name})
+                          evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name,
+                                    "harmful": strides.harmful})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
-        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}), and the loss does not fall"
+        fell = ", and the loss does not fall" if e["harmful"] else ""
+        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr = m.evidence["lr"]
