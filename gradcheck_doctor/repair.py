@@ -3,19 +3,22 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, ReportData
 from gradcheck_doctor.records.sources import encoded
+from gradcheck_doctor.treatments.menu import blind
 from gradcheck_doctor.treatments.plan import planned
 from gradcheck_doctor.treatments.tree import applied
 from gradcheck_doctor.treatments.tree import read as read_tree
-from gradcheck_doctor.verify import Judgement, judge, measure, verdict
+from gradcheck_doctor.verify import BUDGET, Judgement, beaten, judge, measure, verdict
 
 TRIALS = 9             # candidates measured in one round
 ROUNDS = 2             # fixes that build on each other
+CONTROLS = 3           # other treatments that a fix is compared with; drawn blindly where fewer were tried
 
 
 @dataclass
@@ -45,8 +48,9 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
     text = read_tree(file).text
     result = Repair(file, text, text)
     current = judge(_restricted(report, wanted))
+    trial = Trial(file, unsafe, verify, report.kind == "run", expression, arguments)
     for _ in range(ROUNDS if verify else 1):
-        step = _round(result, current, unsafe, verify, expression, arguments)
+        step = _round(result, current, trial)
         if step is None:
             break
         finding, fix, new, after = step
@@ -65,39 +69,98 @@ def _restricted(report: ReportData, wanted: Callable[[Finding], bool]) -> Report
     return replace(report, findings=tuple(f if wanted(f) else replace(f, fixes=()) for f in report.findings))
 
 
-def _round(result: Repair, before: Judgement, unsafe: bool, verify: bool, expression: str,
-           arguments: Sequence[str]) -> tuple[Finding, Fix, str, Judgement | None] | None:
+def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fix, str, Judgement | None] | None:
     """The best proven candidate of one round, None when none helps."""
-    run = before.report.kind == "run"
     best: tuple[Finding, Fix, str, Judgement] | None = None
+    others: list[Judgement | None] = []
     with _edited(result) as current_file:
-        seen: set[str] = set()
-        for finding, fix in planned(_moved(before.report, current_file), current_file, unsafe=unsafe):
-            if not fix.edits:
-                result.refused.append((finding, fix))
-                continue
-            try:
-                text = applied(result.after, [_at(e, current_file) for e in fix.edits if _same(e.span.file, current_file)])
-            except TreatmentRefused as error:
-                result.refused.append((finding, replace(fix, refusal=str(error), edits=())))
-                continue
-            if text == result.after or text in seen or len(seen) >= TRIALS or any(not _same(e.span.file, current_file) for e in fix.edits):
+        report, seen = _moved(before.report, current_file), set[str]()
+        for finding, fix in planned(report, current_file, unsafe=trial.unsafe):
+            text = _text(result, finding, fix, current_file)
+            if text is None or text == result.after or text in seen or len(seen) >= TRIALS or trial.late:
                 continue
             seen.add(text)
-            if not verify:
+            if not trial.verify:
                 return finding, fix, text, None
-            measured = measure(text, result.file, run=run, expression=expression, arguments=arguments)
-            after = judge(measured) if measured is not None else None
-            proof = verdict(finding, fix.prescription.treatment, before, after, run=run)
+            after = trial.measured(text)
+            proof = verdict(finding, fix.prescription.treatment, before, after, run=trial.run)
             fix = replace(fix, verified=proof)
             if proof.status != "improved" or after is None:
                 result.refused.append((finding, fix))
+                others.append(after)
                 continue
             if best is None or after.rank < best[3].rank:
+                others += [best[3]] if best is not None else []
                 best = (finding, fix, text, after)
+            else:
+                others.append(after)
             if after.serious == 0:
                 break
+        if best is None or not trial.run:
+            return best
+        others += _controls(result, report, current_file, trial, CONTROLS - len(others), seen)
+    if beaten(best[1].prescription.treatment, before, best[3], others):
+        proof = replace(best[1].verified, status="no-effect", reason="treatments drawn at random from the same menu do better")
+        result.refused.append((best[0], replace(best[1], verified=proof)))
+        return None
     return best
+
+
+def _text(result: Repair, finding: Finding, fix: Fix, file: str) -> str | None:
+    """The file with a fix applied; None, and a refusal on record, when there is no edit or it can't be made."""
+    elsewhere = [e for e in fix.edits if not _same(e.span.file, file)]
+    if elsewhere:
+        fix = replace(fix, refusal=f"it needs an edit in {os.path.relpath(elsewhere[0].span.file)}: run doctor fix on that file", edits=())
+    if not fix.edits:
+        result.refused.append((finding, fix))
+        return None
+    try:
+        return applied(result.after, [_at(e, file) for e in fix.edits])
+    except TreatmentRefused as error:
+        result.refused.append((finding, replace(fix, refusal=str(error), edits=())))
+        return None
+
+
+def _controls(result: Repair, report: ReportData, file: str, trial: Trial, wanted: int, seen: set[str]) -> list[Judgement | None]:
+    """`wanted` treatments drawn blindly from the menu, measured like the others."""
+    found: list[Judgement | None] = []
+    for _, edits in blind(report, file):
+        if len(found) >= wanted or trial.late:
+            break
+        try:
+            text = applied(result.after, [_at(e, file) for e in edits])
+        except TreatmentRefused:
+            continue
+        if text not in seen and text != result.after:
+            seen.add(text)
+            found.append(trial.measured(text))
+    return found
+
+
+@dataclass
+class Trial:
+    """How candidates are measured, and how long that may go on."""
+
+    file: str
+    unsafe: bool
+    verify: bool
+    run: bool
+    expression: str
+    arguments: Sequence[str]
+    started: float = field(default_factory=time.monotonic)
+    longest: float = 0.0
+
+    @property
+    def late(self) -> bool:
+        """Another measurement would not end within the budget."""
+        return time.monotonic() - self.started + self.longest > BUDGET
+
+    def measured(self, text: str) -> Judgement | None:
+        """The judgement of a fresh process on the edited text; None when it crashed."""
+        begin = time.monotonic()
+        report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments)
+        self.longest = max(self.longest, time.monotonic() - begin)
+        return judge(report) if report is not None else None
 
 
 class _edited:

@@ -18,6 +18,7 @@ from gradcheck_doctor.records.findings import Finding, ReportData, Verified
 from gradcheck_doctor.records.sources import encoded
 
 SECONDS = 170          # for one run of a script
+BUDGET = 200           # for all runs of one repair: no new one begins after that
 LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
 
 
@@ -84,8 +85,7 @@ def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgemen
     """Improved only if the finding's own rule is quiet, no new error appeared and the loss is no worse than the untreated control's."""
     if after is None:
         return Verified("worse", {}, {}, "the edited file crashed or did not end")
-    figures = ({"errors": float(before.errors), "findings": float(before.serious), "last_loss": before.last_loss, "progress": before.progress},
-               {"errors": float(after.errors), "findings": float(after.serious), "last_loss": after.last_loss, "progress": after.progress})
+    figures = _figures(finding, before), _figures(finding, after)
     still = any(f.rule == finding.rule and f.severity == "error" for f in after.report.findings)
     known = {f.rule for f in before.report.findings if f.severity != "info"}
     new = [f.rule for f in after.report.findings if f.severity == "error" and f.rule not in known]
@@ -100,6 +100,31 @@ def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgemen
     if not run and after.errors >= before.errors and after.serious >= before.serious:
         return Verified("no-effect", *figures, "no finding fewer")
     return Verified("improved", *figures)
+
+
+def _figures(finding: Finding, judgement: Judgement) -> dict[str, float]:
+    """What a fix is judged by; the finding's own statistic stands under the name of its rule."""
+    own = judgement.report.readings.get(finding.rule)
+    return {**({finding.rule: own} if own is not None else {}), "errors": float(judgement.errors), "findings": float(judgement.serious),
+            "last_loss": judgement.last_loss, "progress": judgement.progress}
+
+
+def beaten(treatment: str, before: Judgement, after: Judgement, controls: Sequence[Judgement | None]) -> bool:
+    """The median of treatments drawn blindly does clearly better: the fix has less than nine tenths of their gain.
+
+    A control that crashed gains nothing; a fix that changes the loss is compared by the share of the loss that is gone.
+    """
+    if not controls:
+        return False
+    changed = treatment in LOSS_CHANGING
+
+    def score(judgement: Judgement | None) -> float:
+        if judgement is None:
+            return -math.inf
+        return judgement.progress if changed else -judgement.last_loss
+
+    usual, start = median(score(c) for c in controls), max(score(before), -1e30)
+    return math.isfinite(usual) and usual > start and score(after) < start + 0.9 * (usual - start)
 
 
 def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
