@@ -115,13 +115,15 @@ class Observer(TorchFunctionMode):
 
     # -- seeing ---------------------------------------------------------------------------------------------------------------------
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        started = perf_counter()
         self.calls += 1
         kwargs = kwargs or {}
+        named = operation_name(func)
+        if named is None and not self.backward_seen and func is not Tensor.backward:
+            return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
+        started = perf_counter()
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
-        named = operation_name(func) if self._watching() else None
-        if named is None or self.roots.data_sharded and in_sharding(sys._getframe(1)):
+        if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
             if self.backward_seen and self._here() and not self.in_backward:
                 self._report(clipping(func, sys._getframe(1)))
             self.seconds += perf_counter() - started

@@ -232,11 +232,12 @@ class Monitor:
             if known.stepped is None:
                 known.stepped = user_span(sys._getframe(1))
             if self.observer.active:
-                self._updates = Updates(known.parameters())
-                if not self._norms and self._backwards:
-                    self._after_backward()
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
+                with torch._C.DisableTorchFunction():
+                    self._updates = Updates(known.parameters())
+                    if not self._norms and self._backwards:
+                        self._after_backward()
         except Exception as error:
             self.observer._fail(error)
         self.observer.seconds += time.perf_counter() - start
