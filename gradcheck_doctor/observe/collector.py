@@ -15,7 +15,7 @@ from torch import Tensor
 from gradcheck_doctor.records.summaries import Summary
 
 ROWS = 64          # samples (axis 0) looked at for statistics that need them, at most
-HUGE = 1e15        # beyond, the square of a finite value may overflow float32
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Plan(NamedTuple):
@@ -95,8 +95,10 @@ class _Place(NamedTuple):
     group: tuple[int, int, torch.device]
     row: int
     elements: int
-    exact: int                      # place of its sum of squares among the exact numbers, -1 when the sample is the tensor
+    exact: int                      # place of its sum of squares among the exact numbers, -1 for none
     extremes: bool                  # least and largest follow it
+    total: float = math.nan         # the sum of squares itself where it cost nothing to read (`exact` is then -1)
+    whole: bool = False             # the sample is the tensor
 
 
 class Collector:
@@ -111,10 +113,11 @@ class Collector:
         self._exact: list[Tensor] = []
         self._also: list[tuple[Tensor, Callable[[Tensor], None]]] = []
 
-    def put(self, value: Tensor, extremes: bool = True) -> int:
+    def put(self, value: Tensor) -> int:
         """Take statistics of `value` (any floating dtype, strided, not empty); returns the place of its summary.
 
-        The norm is exact, smallest and largest value too with `extremes`.
+        The norm is exact, and whether all is finite. Least and largest value are exact where that decides something (half precision, a square
+        that is not finite) or costs little (not on a CPU); else they are the sample's.
         """
         value = value.detach()
         shape, stride = value.shape, value.stride()
@@ -134,14 +137,19 @@ class Collector:
         place, row = group.used, group.next()
         turn = self.rotation % plan.row_step * (plan.row_stride // plan.row_step) + self.rotation % plan.column_step
         row.copy_(value.as_strided(row.shape, (plan.row_stride, plan.column_stride), value.storage_offset() + turn))
-        exact = -1
-        if not plan.whole:
-            exact = len(self._exact)
-            self._exact.append(square(value))
-            if extremes:
-                self._exact += [value.amin(), value.amax()]
-        self._places.append(_Place(key, place, value.numel(), exact, extremes))
+        self._places.append(self._exactly(value, plan, key, place))
         return len(self._places) - 1
+
+    def _exactly(self, value: Tensor, plan: Plan, key: tuple[int, int, torch.device], place: int) -> _Place:
+        if plan.whole:
+            return _Place(key, place, value.numel(), -1, False, whole=True)
+        squares = square(value)
+        if at_hand(value) and value.dtype not in HALF:
+            total = squares.item()
+            if math.isfinite(total):
+                return _Place(key, place, value.numel(), -1, False, total)
+        self._exact += [squares, value.amin(), value.amax()]
+        return _Place(key, place, value.numel(), len(self._exact) - 3, True)
 
     def ask(self, numbers: Tensor, receive: Callable[[Tensor], None]) -> None:
         """Bring `numbers` to the host with the next `finish`."""
@@ -173,13 +181,18 @@ def square(value: Tensor) -> Tensor:
     return torch.linalg.vector_norm(value, dtype=torch.float64 if value.dtype == torch.float64 else torch.float32).square()
 
 
+def at_hand(value: Tensor) -> bool:
+    """Reading a number of it waits for nothing."""
+    return value.device.type == "cpu"
+
+
 def _alike(tensors: list[Tensor]) -> bool:
     return bool(tensors) and len({t.device for t in tensors}) == 1
 
 
 def to_host(tensors: list[Tensor]) -> list[Tensor]:
     """The same numbers on the host as float32: one copy for each device they are on."""
-    if all(t.device.type == "cpu" for t in tensors):
+    if all(at_hand(t) for t in tensors):
         return [t.float() for t in tensors]
     result: dict[int, Tensor] = {}
     for device in dict.fromkeys(t.device for t in tensors):
@@ -209,14 +222,12 @@ def _statistics(stacked: Tensor) -> Tensor:
 
 def _summary(place: _Place, row: list[float], numbers: list[float]) -> Summary:
     mean, variance, zeros, between, low, high = row
-    whole, count = place.exact < 0, place.elements
-    total = count * (variance + mean * mean) if whole else numbers[place.exact]
+    whole, count = place.whole, place.elements
+    total = count * (variance + mean * mean) if whole else numbers[place.exact] if place.exact >= 0 else place.total
     mean_square = total / count if math.isfinite(total) else variance + mean * mean
-    if not whole and place.extremes:
+    if place.extremes:
         low, high = numbers[place.exact + 1], numbers[place.exact + 2]
     finite = math.isfinite(low) and math.isfinite(high)
-    if not whole and not place.extremes and not math.isfinite(total):
-        finite = finite and total == math.inf and max(abs(low), abs(high)) > HUGE
     return Summary(count=count, mean=mean, std=math.sqrt(variance) if variance >= 0 else math.nan,
                    rms=math.sqrt(mean_square) if mean_square >= 0 else math.nan, absmax=max(abs(low), abs(high)) if finite else math.inf,
                    norm=math.sqrt(total) if total >= 0 else math.nan, zero_fraction=zeros, sample_std=math.sqrt(between) if between >= 0 else math.nan,

@@ -36,7 +36,6 @@ MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embe
 FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "logit", "acos", "asin", "atanh", "acosh", "norm", "std", "var",
                      "prod", "expm1", "exp2", "cosh", "sinh"})
 _CONTAINERS = (list, tuple)
-HALF = (torch.float16, torch.bfloat16)
 FULL = 40_000          # tensors measured between two optimizer steps, at most
 
 
@@ -351,7 +350,7 @@ class Observer(TorchFunctionMode):
             self.calls += 1
             try:
                 with torch.no_grad():
-                    self._pending.append((node, False, self.collector.put(gradient, extremes=gradient.dtype in HALF)))
+                    self._pending.append((node, False, self.collector.put(gradient)))
             except Exception as error:
                 self._fail(error)
             self.seconds += perf_counter() - started

@@ -66,8 +66,12 @@ def left_over(parameter: Tensor) -> bool:
 
 def _pick(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` evenly spaced elements, a view where the layout allows."""
-    flat = local(tensor.detach()).reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE] if flat.numel() > SAMPLE else flat
+    value = local(tensor.detach())
+    count = value.numel()
+    if count > SAMPLE and value.is_contiguous():
+        return value.as_strided((SAMPLE,), (count // SAMPLE,))
+    flat = value.reshape(-1)
+    return flat[:: count // SAMPLE][:SAMPLE] if count > SAMPLE else flat
 
 
 class Updates:
@@ -95,7 +99,7 @@ def _table(views: list[Tensor], kind: tuple[torch.device, bool]) -> Tensor:
     """One row a parameter, filled up with zeros: (parameters, SAMPLE)."""
     device, double = kind
     table = torch.zeros(len(views), SAMPLE, device=device, dtype=torch.float64 if double else torch.float32)
-    torch._foreach_copy_([row[: v.numel()] for row, v in zip(table.unbind(0), views, strict=True)], views)
+    torch._foreach_copy_([row if v.numel() == SAMPLE else row[: v.numel()] for row, v in zip(table.unbind(0), views, strict=True)], views)
     return table
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 class Summary:
     """Statistics of one tensor on one observed step. No unit unless said; nan where not measured.
 
-    `mean`, `std` and `zero_fraction` may come from a sample (`sampled`); `norm` never does, and the least and largest value (`absmax`) only do for
-    a gradient in float32 or wider, where they bound the true ones from inside.
+    `mean`, `std` and `zero_fraction` may come from a sample (`sampled`); `norm` and `finite` never do. Least and largest value (`absmax`) are exact in half
+    precision, beside anything not finite, and when not `sampled`; else they are the sample's and bound the true ones from inside.
     """
 
     count: int                      # elements of the whole tensor
     mean: float
     std: float                      # over all elements
     rms: float
-    absmax: float                   # exact, but for a sampled gradient
+    absmax: float                   # see above
     norm: float                     # exact L2 norm of the whole tensor
     zero_fraction: float            # share of elements that are exactly 0
     sample_std: float = math.nan    # rms over features of the standard deviation over the samples (axis 0): what the batch changes

@@ -41,9 +41,9 @@ class NonfiniteActivation(Rule):
         if not recording.operations[index].module_type:
             return                                        # in a loss written by hand, behind the model: GD803 says so
         operation = recording.operations[index]
-        before = [s.forward.absmax for s in operation.observed if s.step < step and s.forward is not None and s.forward.finite]
+        before = [s.forward.rms for s in operation.observed if s.step < step and s.forward is not None and s.forward.finite]
         yield Measurement(value=float(len({s for s, _ in broken})), module=operation.module, op=operation.op, location=location(recording, operation),
-                          operations=(index,), evidence={"step": step, "absmax_before": before[-5:]})
+                          operations=(index,), evidence={"step": step, "rms_before": before[-5:]})
 
     def message(self, m: Measurement) -> str:
         return f"the output of {m.op} is not finite at step {m.evidence['step']}, the first in the forward pass"
