@@ -208,7 +208,7 @@ def _error(kept: tuple[Operation, ...], number: int) -> tuple[str, Operation] | 
     if power.op == "mul" and set(power.producers) != {number} or power.op == "pow" and power.attributes.get("exponent", 2) != 2:
         return None
     reductions = [o for o in kept if power.index in o.producers]
-    if len(reductions) != 1 or reductions[0].op not in ("mean", "sum") or reductions[0].shape:
+    if len(reductions) != 1 or reductions[0].op not in ("mean", "sum") or reductions[0].shape or reductions[0].index != len(kept) - 1:
         return None
     return ("l1_loss" if power.op == "abs" else "mse_loss"), reductions[0]
 

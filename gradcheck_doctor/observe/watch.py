@@ -333,11 +333,12 @@ class Monitor:
         models = [observer.roots.roots[i] for i in observer.roots.models()]
         first = next(iter(models[0].parameters())) if models else None
         steps, curve = self.light(since)
+        losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
         return Recording(
             kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
             trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
             dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
-            operations=kept, inputs=input_records(observer), losses=loss_records(observer, kept), optimizers=optimizers, steps=steps,
+            operations=kept, inputs=input_records(observer), losses=losses, optimizers=optimizers, steps=steps,
             parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in self.parameter_steps.items() if k in names},
             events=tuple(e for e in self.events if e.step > since), curve=curve, total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
             blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),

@@ -342,14 +342,17 @@ def untrained(recording: Recording, operations: Iterable[Operation]) -> bool:
 
 
 def bad_batch(recording: Recording) -> int | None:
-    """First step whose loss and gradient leap to ten times all before it although the weights had hardly moved: the batch did it, not the steps."""
+    """First step whose loss and gradient leap to ten times all before it although the weights had hardly moved (a thousand times where they had,
+    and the loss had fallen): the batch did it, not the steps."""
     begin, norms, losses, calm = phase_start(recording), dict[int, float](), dict(recording.curve), True
     ratios = {step: ratio for step, ratio in updates_by_step(recording).items() if step >= begin}
     for row in recording.steps:
         if row.step < begin or row.grad_norm is None or row.step not in losses:
             continue
         before = [losses[s] for s in norms]
-        if len(norms) >= 5 and calm and losses[row.step] > 10 * max(before) and row.grad_norm > 10 * max(norms.values()):
+        least = 10 if calm else 1000                       # steps that are large themselves grow a loss tenfold, not a thousandfold at once
+        fell = len(before) >= 5 and before[-1] <= before[0]
+        if len(norms) >= 5 and (calm or fell) and losses[row.step] > least * max(before) and row.grad_norm > 10 * max(norms.values()):
             return row.step
         norms[row.step] = row.grad_norm
         calm = calm and ratios.get(row.step, 0.0) < 3e-2

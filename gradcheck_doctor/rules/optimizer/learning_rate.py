@@ -38,7 +38,7 @@ def strides_of(recording: Recording) -> Strides | None:
     early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
     first = max(early, default=0.0)
     size = max(median(finite), first / 3) if finite else math.inf
-    gone = progress(recording) if broken is None or blow is not None else progress(recording, broken)
+    gone = progress(recording, broken)
     still = 0.1 if size < 0.1 else 0.3                       # a loss that falls contradicts a rate that is only somewhat high
     harmful = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
     return Strides(size, median(early) if early else 0.0, first, gone, harmful)
