@@ -123,7 +123,7 @@ class Observer(TorchFunctionMode):
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
-            if self.backward_seen and self._here() and not self.in_backward:
+            if self._here() and not self.in_backward and (self.backward_seen or not torch.is_grad_enabled()):
                 self._report(clipping(func, sys._getframe(1)))
             self.seconds += perf_counter() - started
             return func(*args, **kwargs)

@@ -20,12 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from gradcheck_doctor.observe import facts
 from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations
-from gradcheck_doctor.observe.calls import call_seconds
+from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.optimizers import KnownOptimizer
 from gradcheck_doctor.observe.parameters import rows_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
+from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, left_over
 from gradcheck_doctor.observe.wrappers import class_name
@@ -77,7 +78,8 @@ class Monitor:
         self._counts: dict[str, int] = {}
         self._handles: list[Any] = []
         self._original_backward: Any = None
-        self._clip_seen = False
+        self._clip_seen = self._early_clip_seen = False
+        self.scaler = ScalerSteps(lambda: self.step, lambda optimizer: self._meet(optimizer) is not None, self._scaled_by)
         self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self._on_backward, self._after_backward, self._on_call
         for optimizer in optimizers:
             self._meet(optimizer)
@@ -90,6 +92,7 @@ class Monitor:
             if self.log is not None:
                 self.log.on_optimizer = self._optimizer_built
             self._wrap_backward()
+            self.scaler.attach()
             self._open_window()
         return self
 
@@ -99,6 +102,7 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.scaler.detach()
         if self.log is not None:
             self.log.on_optimizer = None
         if self._original_backward is not None:
@@ -129,7 +133,8 @@ class Monitor:
     # -- windows --------------------------------------------------------------------------------------------------------------------
     def _open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
-        self._norms, self._losses, self._backwards, self._updates, self._clip_seen = {}, [], 0, None, False
+        self._norms, self._losses, self._backwards, self._updates = {}, [], 0, None
+        self._clip_seen = self._early_clip_seen = False
         self.schedule.agreed = self.ranks.join()
         if self.schedule.wants(self.step) and not self._compiled():
             self.observer.begin_pass(self.step, before_update=self.step == 0)
@@ -181,16 +186,26 @@ class Monitor:
             self.observer._fail(error)
         self.observer.seconds += time.perf_counter() - start
 
+    def _scaled_by(self, scale: float) -> None:
+        self._scale = float(scale) or 1.0
+
     def _on_call(self, kind: str, value: Any) -> None:
         if kind == "scale":
-            self._scale = float(value) or 1.0
+            self._scaled_by(value)
             self.facts.scaled = True
-        elif not self._clip_seen and value[1] != math.inf:        # clipping at infinity is how many trainers measure the norm
+        elif value[1] == math.inf:                                # clipping at infinity is how many trainers measure the norm
+            return
+        elif not self._backwards:
+            if not self._early_clip_seen:
+                self._early_clip_seen = True
+                self._event("early_clip", span=value[2], value=value[1])
+        elif not self._clip_seen:
             self._clip_seen = True
             if self.ranks.joined:
                 self.ranks.clips.append(self.ranks.square(((p, self._norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))
             name, threshold, span = value
-            self._event(name, span=span, value=threshold, before=self._global())
+            scaled = self._scale != 1.0 and still_scaled((p for p, _ in self.book.records.values()), self._norms)
+            self._event(name, span=span, value=threshold, before=self._global(), detail={"scale": self._scale} if scaled else {})
 
     def _global(self) -> float | None:
         norm = global_norm(self._norms.values())
@@ -341,7 +356,7 @@ class Monitor:
             operations=kept, inputs=input_records(observer), losses=losses, optimizers=optimizers, steps=steps,
             parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in self.parameter_steps.items() if k in names},
             events=tuple(e for e in self.events if e.step > since), curve=curve, total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
-            blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules),
+            blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules), **self.scaler.notes(),
                                                                "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
 
     def first_look(self, **probe: Any) -> Recording:

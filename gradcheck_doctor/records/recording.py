@@ -198,8 +198,9 @@ class OptimizerRecord:
 
 @dataclass(frozen=True)
 class Event:
-    """Something the training loop did: kind is one of clip_norm, clip_value, zero_grad, backward, step, unscale, scaler_step, skipped_step,
-    load_state_dict, init, train_mode, eval_mode, checkpoint. `step` is the optimizer step during which it happened; `order` counts events."""
+    """Something the training loop did: kind is one of backward, clip_norm, clip_value, early_clip (before the step's first backward, or behind the
+    last step: the same place in time). `step` is the optimizer step during which it happened; `order` counts events. A clip of gradients that still
+    carry the loss scale has it as `detail["scale"]`."""
 
     kind: str
     step: int
