@@ -1,6 +1,8 @@
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
 from records_sample import report
 
@@ -88,3 +90,13 @@ def test_sarif_is_read_by_an_independent_model_of_the_standard():
 def test_a_report_is_written_in_the_format_of_the_suffix(tmp_path, name, part):
     Report(report()).write(str(tmp_path / name))
     assert part in (tmp_path / name).read_text()
+
+
+def test_sarif_follows_the_schema_of_the_standard():
+    """tests/data/sarif-2.1.0.json is the schema of the OASIS standard, as the package @microsoft/sarif-multitool-linux (MIT) carries it."""
+    schema = json.loads((Path(__file__).parent.parent / "data" / "sarif-2.1.0.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(schema)
+    log = json.loads(render([report(), report()], "sarif"))
+    assert [e.message for e in validator.iter_errors(log)] == []
+    log["runs"][0]["results"][0]["level"] = "fatal"
+    assert list(validator.iter_errors(log))
