@@ -14,6 +14,7 @@ from gradcheck_doctor.observe.parameters import parameter_record, shard_values
 from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
 from gradcheck_doctor.observe.scope import join
 from gradcheck_doctor.observe.spine import spine
+from gradcheck_doctor.observe.through_time import time_gradients
 from gradcheck_doctor.observe.updates import same_values
 from gradcheck_doctor.observe.wrappers import class_name, user_class
 from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
@@ -133,7 +134,7 @@ def operations(observer: Observer, book: ParameterBook, kind: str, since: int = 
     for node in nodes:
         site = (id(node.module), node.op, node.span)
         repeats[site] = repeats.get(site, 0) + 1
-    frozen = []
+    frozen, over_time = [], time_gradients(nodes)
     for node in nodes:
         path, type_name = place(observer, node, prefixes)
         book.take_raw(node, path)
@@ -143,7 +144,8 @@ def operations(observer: Observer, book: ParameterBook, kind: str, since: int = 
             producers=tuple(number[p] for p in node.producers if p in number),
             parameters=tuple(book.records[id(p)][1].name for p in node.parameters if id(p) in book.records), called=node.span, shape=node.shape,
             input_shapes=node.input_shapes, attributes=node.attributes, on_spine=node.index in on_spine, requires_grad=node.requires_grad,
-            observed=node.observed(since), units=total, units_first=first, units_last=last, repeats=repeats[(id(node.module), node.op, node.span)]))
+            observed=node.observed(since), units=total, units_first=first, units_last=last, repeats=repeats[(id(node.module), node.op, node.span)],
+            time_gradients=over_time.get(node.index, ())))
     return tuple(frozen)
 
 

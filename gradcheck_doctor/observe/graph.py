@@ -37,6 +37,7 @@ class Node:
     forward: dict[int, Summary] = field(default_factory=dict)
     gradient: dict[int, Summary] = field(default_factory=dict)
     dtypes: dict[int, str] = field(default_factory=dict)
+    over_time: list[torch.Tensor] = field(default_factory=list)       # rms of the gradient at each time step, one row a pass
     last_pass: int = -1
     in_loss: bool = False
 

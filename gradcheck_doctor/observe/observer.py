@@ -26,6 +26,7 @@ from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.scope import Roots, Scope
+from gradcheck_doctor.observe.through_time import watch_input
 from gradcheck_doctor.observe.units import RELU_LIKE, SATURATION, UnitActivity
 from gradcheck_doctor.observe.wrappers import in_sharding
 from gradcheck_doctor.records.recording import LossRecord
@@ -234,6 +235,8 @@ class Observer(TorchFunctionMode):
             self.graph.bind(value, node.index)
         if category in MEASURED or op in FRAGILE:
             self._measure(node, values)
+        if category == "recurrent":
+            watch_input(node, args[0] if args else None, self._fail)
         if (category == "loss" or op == "sub" and is_residual(args)) and isinstance(output, Tensor) and node.index not in self.losses:
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
 

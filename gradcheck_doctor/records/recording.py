@@ -113,7 +113,7 @@ class Operation:
     units_first: Units | None = None          # the same, over the first observed step(s) before any update
     units_last: Units | None = None           # the same, over the last window of observed steps
     repeats: int = 1                          # times this call site ran in one forward (a hand-written recurrence calls one line many times)
-    time_gradients: tuple[float, ...] = ()    # rms of the gradient at each repeat, first call first (recurrences, fused RNN outputs over time)
+    time_gradients: tuple[float, ...] = ()    # rms of the gradient at each repeat, first call first (recurrences, inputs of a fused RNN over time)
 
     @property
     def site(self) -> str:

@@ -42,7 +42,10 @@ class VanishingGradient(Rule):
             reached = run.layers[: run.layers.index(far_end(recording, run)) + 1]
             yield from self._pair(recording, list(reached), run.indices, "run")
         spine = [o for o in recording.spine if o.category in ("layer", "merge", "norm", "recurrent", "attention")]
-        if not seen and len(spine) >= LEAST:
+        weights = [o.parameters for o in spine if o.parameters]
+        if len(set(weights)) < len(weights):
+            yield Unmeasured("", "the same weights are applied again and again: depth is time here, see temporal-gradient")
+        elif not seen and len(spine) >= LEAST:
             yield from self._pair(recording, spine, tuple(o.index for o in spine), "spine")
 
     def _pair(self, recording: Recording, chain: list[Operation], indices: tuple[int, ...], kind: str) -> Iterator[Measurement | Unmeasured]:

@@ -6,7 +6,10 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
-from gradcheck_doctor.rules.recurrent.cures import recurrent_operations
+from gradcheck_doctor.rules.recurrent.cures import length, recurrent_operations
+
+FORGETFUL = 0.8        # after ten steps a tenth is left
+LONG = 10              # time steps
 
 
 class RecurrentInit(Rule):
@@ -17,7 +20,7 @@ class RecurrentInit(Rule):
     Why it matters: with a radius of 2.8 tanh saturates and the recurrence is chaotic; with PyTorch's default, 0.58, a signal is forgotten within
     five to ten steps. Orthogonal init has radius 1.
 
-    When it is harmless: gated cells (not judged), short memories, a run that learns; below 1 it is info.
+    When it is harmless: gated cells (not judged), short memories, a run that learns. A radius of 0.8 or less is info, over more than 10 time steps.
 
     Sources: Saxe et al. 2014 (arXiv:1312.6120); Le et al. 2015 (arXiv:1504.00941); the circular law gives 0.58 for the default.
     """
@@ -27,7 +30,7 @@ class RecurrentInit(Rule):
     summary = "recurrent matrix with a spectral radius far from 1"
     threshold = Threshold(1.5, 1.5, "spectral radius", "tanh recurrences turn chaotic above 1; 1.5 leaves room", info=1.3)
     order = 305
-    explains = ("GD302", "GD202", "GD305", "GD401", "GD707", "GD103", "GD102")
+    explains = ("GD302", "GD202", "GD305", "GD401", "GD707", "GD103", "GD102", "GD405")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for record in recording.parameters:
@@ -38,16 +41,25 @@ class RecurrentInit(Rule):
     def _judge(self, recording: Recording, record: ParameterRecord) -> Measurement:
         module = recording.module.get(record.module)
         built = module.built if module is not None else None
+        forgets = (record.spectral_radius or 0.0) <= FORGETFUL and _longest(recording, record) > LONG
         return Measurement(value=record.spectral_radius or 0.0, module=record.module, op=module.type if module is not None else "",
-                           location=record.init_span or built, cap=mild(recording),
+                           location=record.init_span or built, cap=mild(recording), floor="info" if forgets else None,
                            evidence={"spectral_radius": record.spectral_radius, "parameter": record.name, "std": record.std})
 
     def message(self, m: Measurement) -> str:
+        if m.floor:
+            return (f"{m.evidence['parameter']} starts with spectral radius {m.value:.2g}, so the state forgets {1 - m.value:.0%} at every step; "
+                    "orthogonal initialisation has 1")
         return f"{m.evidence['parameter']} starts with spectral radius {m.value:.3g} (limit {{limit}}); orthogonal initialisation has 1"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("initialise", "Orthogonal initialisation of the recurrent weights", safety="safe", kind="init", modules=(m.module,),
                              span=m.location, arguments={"scheme": "orthogonal", "parameter": m.evidence["parameter"]}),)
+
+
+def _longest(recording: Recording, record: ParameterRecord) -> int:
+    """Time steps over which the matrix is applied."""
+    return max((length(recording, o) for o in recurrent_operations(recording) if record.name in o.parameters or o.module == record.module), default=0)
 
 
 def _recurs(recording: Recording, record: ParameterRecord) -> bool:
