@@ -46,6 +46,9 @@ def infer(model: nn.Module, seed: int = 0) -> Any:
 
 def _refusal(model: nn.Module, names: list[str], errors: list[str]) -> str:
     tried = "\n".join(f"  tried {e[:150]}" for e in errors[:3]) or "  nothing could be tried: no layer tells a shape"
+    reasons = {e.partition(": ")[2] for e in errors}
+    if len(errors) > 3 and len(reasons) == 1:
+        tried = f"  all {len(errors)} that were tried raised {reasons.pop()[:150]}"
     example = " ".join(f"--input '{n}=float32[32,10]'" for n in names[:3]) if len(names) > 1 else "--input 'float32[32,10]'"
     return (f"no inputs could be inferred for {type(model).__name__}.forward({', '.join(names)}).\n{tried}\n"
             f"Give them: {example} (your shapes and dtypes), or --batch EXPR, or define example_inputs in the file.")
@@ -170,7 +173,12 @@ def _hugging_face(model: nn.Module, seed: int) -> dict[str, Any] | None:
     elif main == "input_values":
         inputs[main] = torch.randn(2, 4000, generator=generator)
     else:
-        inputs[main] = torch.randint(3, config.vocab_size, (batch, length), generator=generator)
+        text, vision = (getattr(config, part, config) for part in ("text_config", "vision_config"))
+        if not isinstance(getattr(text, "vocab_size", None), int):
+            return None
+        inputs[main] = torch.randint(3, text.vocab_size, (batch, length), generator=generator)
+        if vision is not config and "pixel_values" in names:
+            inputs["pixel_values"] = torch.randn(batch, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size, generator=generator)
     rows = inputs[main].shape[0]
     if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = torch.randint(3, config.vocab_size, (rows, length), generator=generator)

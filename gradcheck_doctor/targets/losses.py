@@ -88,13 +88,17 @@ def checked(inputs: Any) -> None:
     """Refuse what can't be a batch, before anything runs.
 
     Raises:
-        BatchError: no tensors in it, or no samples.
+        BatchError: no tensors in it, no samples, or not-a-number among the values.
     """
     tensors = list(_all_tensors(inputs))
     if not tensors:
         raise BatchError(f"the batch holds no tensor (it is {_describe(inputs)}); pass tensors, such as --input float32[32,10]")
     if any(t.dim() > 0 and t.shape[0] == 0 for t in tensors):
         raise BatchError(f"the batch is empty (shapes {[tuple(t.shape) for t in tensors]}); statistics need at least one sample")
+    for tensor in tensors:
+        if tensor.is_floating_point() and not tensor.is_meta and (lost := int(tensor.isnan().sum())):
+            raise BatchError(f"the batch holds NaN ({lost} of {tensor.numel()} values of a tensor of shape {tuple(tensor.shape)}), "
+                             "so everything behind it is NaN, too; clean the data first")
 
 
 def _all_tensors(value: Any) -> Iterator[Tensor]:

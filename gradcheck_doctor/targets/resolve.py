@@ -120,9 +120,22 @@ def _namespace(module: ModuleType) -> dict[str, Any]:
     return {"torch": torch, "nn": nn, **({top: sys.modules[top]} if top in sys.modules else {}), **vars(module)}
 
 
+def _lazy_names(module: ModuleType, expression: str) -> dict[str, Any]:
+    """Names in the expression that the module makes only when asked for (a module-level `__getattr__`, as in transformers)."""
+    if not hasattr(module, "__getattr__"):
+        return {}
+    try:
+        used = {node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name)}
+        return {name: value for name in sorted(used - vars(module).keys()) if (value := getattr(module, name, None)) is not None}
+    except SyntaxError:
+        return {}                                            # evaluating says so
+    except Exception as error:
+        raise TargetError(f"{module.__name__}:{expression}: {type(error).__name__}: {error}") from error
+
+
 def _named(module: ModuleType, left: str, expression: str, seed: int) -> list[tuple[str, nn.Module]]:
     torch.manual_seed(seed)
-    value = evaluate(expression, _namespace(module), f"{left}:{expression}")
+    value = evaluate(expression, {**_lazy_names(module, expression), **_namespace(module)}, f"{left}:{expression}")
     if isinstance(value, type) or callable(value) and not isinstance(value, nn.Module):
         value = _built(value, expression, left)
     if not isinstance(value, nn.Module):
@@ -200,10 +213,12 @@ def _none_found(left: str, classes: dict[str, type[nn.Module]], problems: list[s
     if not classes:
         return f"{left} defines no model: no nn.Module instance, no subclass, no function named {' or '.join(FACTORIES)}"
     lines = [f"  {name}({', '.join(_needed(c))})" for name, c in classes.items()]
-    name, cls = max(classes.items(), key=lambda pair: len(inspect.getsource(pair[1])) if _has_source(pair[1]) else 0)
-    arguments = ", ".join(f"{n}=..." for n in _needed(cls))
-    return (f"no model in {left} can be built without arguments. Classes seen:\n" + "\n".join(lines) + "".join(f"\n  {p}" for p in problems)
-            + f"\nTry: doctor audit '{left}:{name}({arguments})'")
+    seen = f"no model in {left} can be built without arguments. Classes seen:\n" + "\n".join(lines) + "".join(f"\n  {p}" for p in problems)
+    asking = {n: c for n, c in classes.items() if _needed(c)}
+    if not asking:
+        return seen
+    name, cls = max(asking.items(), key=lambda pair: len(inspect.getsource(pair[1])) if _has_source(pair[1]) else 0)
+    return f"{seen}\nTry: doctor audit '{left}:{name}({', '.join(f'{n}=...' for n in _needed(cls))})'"
 
 
 def _has_source(cls: type) -> bool:
@@ -216,7 +231,10 @@ def _has_source(cls: type) -> bool:
 
 def _target(name: str, model: nn.Module, module: ModuleType, options: Options, log: ConstructionLog) -> Target:
     if options.device:
-        model = model.to(options.device)
+        try:
+            model = model.to(options.device)
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            raise TargetError(f"the model cannot be moved to --device {options.device}: {_first_line(error)}") from error
     if any(p.is_meta for p in model.parameters()):
         return Target(name, model, lambda m: torch.zeros(()), log=log, seed=options.seed)
     namespace = {**_namespace(module), "model": model}
@@ -248,11 +266,24 @@ def _batch(model: nn.Module, namespace: dict[str, Any], options: Options) -> tup
     for owner, name in [(namespace, n) for n in BATCHES] + [(None, "example_input_array")]:
         value = getattr(model, name, None) if owner is None else owner.get(name)
         if value is not None and not isinstance(value, property):
-            return (value() if callable(value) else value), name, False
+            return (_drawn(value, f"{name}()") if callable(value) else value), name, False
     for name, value in namespace.items():
         if isinstance(value, torch.utils.data.DataLoader):
-            return next(iter(value)), f"first batch of {name}", False
+            return _drawn(lambda loader=value: next(iter(loader)), f"the first batch of {name}"), f"first batch of {name}", False
     return infer(model, options.seed), "inferred from the layers", True
+
+
+def _drawn(make: Callable[[], Any], what: str) -> Any:
+    try:
+        return make()
+    except StopIteration as error:
+        raise BatchError(f"{what}: there is none, the loader is empty. Give --batch EXPR or --input SPEC") from error
+    except Exception as error:
+        raise BatchError(f"{what} raised {type(error).__name__}: {_first_line(error)}\nGive another batch: --batch EXPR or --input SPEC") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _loss(model: nn.Module, namespace: dict[str, Any], batch: Any, options: Options, synthetic: bool) -> tuple[Callable[[nn.Module], torch.Tensor], str]:
@@ -312,7 +343,17 @@ def _optimizer(model: nn.Module, namespace: dict[str, Any], options: Options) ->
         return evaluated, f"--optimizer {text}"
     for name in OPTIMIZERS:
         if callable(namespace.get(name)):
-            return namespace[name], f"{name}(model)"
+            return _checked_factory(namespace[name], name), f"{name}(model)"
     if lightning_steps.has_step(model):
         return lightning_steps.optimizer, "configure_optimizers"
     return default_optimizer, "Adam, lr 1e-3 (default)"
+
+
+def _checked_factory(factory: Callable[[nn.Module], Any], name: str) -> Callable[[nn.Module], Any]:
+    """The file's own function; what it raises is said as its error, not ours."""
+    def made(model: nn.Module) -> Any:
+        try:
+            return factory(model)
+        except Exception as error:
+            raise TargetError(f"{name}(model) raised {type(error).__name__}: {_first_line(error)}\nGive --optimizer EXPR instead") from error
+    return made

@@ -92,7 +92,7 @@ def _candidates(fan_in: int | None, fan_out: int | None, role: str) -> Iterator[
         yield shape, f"he {word} (fan_out)", he_std(fan_out)
         yield shape, f"selu gain 3/4 {word}", 0.75 * lecun_std(fan_in)
         yield shape, f"glorot {word} (tanh gain 5/3)", glorot_std(fan_in, fan_out, 5 / 3)
-    yield "normal", "normal std=1 (torch default of Embedding)", 1.0
+    yield "normal", "normal std=1", 1.0
 
 
 def _same_spread(sample: Sample, std: float) -> bool:

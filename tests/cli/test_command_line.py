@@ -75,6 +75,7 @@ BAD = {
     "no tensors out": (["audit", "nothing.py"], "no floating tensor"),
     "non-tensor inputs": (["audit", "strings.py"], "no tensor"),
     "empty batch": (["audit", "nobatch.py"], "empty"),
+    "NaN inputs": (["audit", "nan.py"], "the batch holds NaN"),
     "meta device": (["audit", "meta.py"], "meta device"),
     "trains at import": (["audit", "trains.py"], "doctor run trains.py"),
     "unknown rule": (["audit", "healthy.py", "--select", "GD999"], "GD999"),
@@ -121,11 +122,6 @@ def test_healthy_file_is_quiet_and_json_says_so(folder):
     data = json.loads(done.stdout)
     assert done.returncode == 0 and data["summary"]["verdict"] == "healthy" and data["schema_version"] == 1
     assert data["probe"]["batch"].startswith("inferred")
-
-
-def test_nan_inputs_are_named_not_crashed_on(folder):
-    done = doctor("audit", "nan.py", cwd=folder)
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
 
 
 def test_suppression_comment(folder):

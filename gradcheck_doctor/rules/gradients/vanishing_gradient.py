@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, runs, start
+from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, runs, start, weight
 
 LEAST = 3              # layers
 
@@ -41,7 +41,7 @@ class VanishingGradient(Rule):
             seen = True
             reached = run.layers[: run.layers.index(far_end(recording, run)) + 1]
             yield from self._pair(recording, list(reached), run.indices, "run")
-        spine = [o for o in recording.spine if o.category in ("layer", "merge", "norm", "recurrent", "attention")]
+        spine = [o for o in recording.spine if _carries(recording, o)]
         weights = [o.parameters for o in spine if o.parameters]
         if len(set(weights)) < len(weights):
             yield Unmeasured("", "the same weights are applied again and again: depth is time here, see temporal-gradient")
@@ -69,6 +69,14 @@ class VanishingGradient(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+
+
+def _carries(recording: Recording, operation: Operation) -> bool:
+    """A step of the spine that is part of the network: no product with a constant (targets, a loss's weights), no layer that starts at zero on purpose."""
+    if operation.category == "merge":
+        return len(operation.producers) > 1
+    record = weight(recording, operation)
+    return operation.category in ("layer", "norm", "recurrent", "attention") and not (record is not None and record.scheme == "zeros")
 
 
 class ExplodingGradient(Rule):

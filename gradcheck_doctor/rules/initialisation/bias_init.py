@@ -55,7 +55,9 @@ class BiasInit(Rule):
         return abs(record.mean) / seen[0] if seen else math.inf
 
     def message(self, m: Measurement) -> str:
-        return (f"biases start at {m.evidence['bias_mean']:.3g}, {m.value:.3g} times what the inputs vary in the pre-activations (limit {{limit}})"
+        size = (f"{m.value:.3g} times what the inputs vary in the pre-activations (limit {{limit}})" if math.isfinite(m.value)
+                else "and the inputs vary nothing in the pre-activations")
+        return (f"biases start at {m.evidence['bias_mean']:.3g}, {size}"
                 + (f", in {m.evidence['layers']} layers" if m.evidence["layers"] > 1 else ""))
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:

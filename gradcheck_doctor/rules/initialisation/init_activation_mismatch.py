@@ -66,15 +66,16 @@ class InitActivationMismatch(Rule):
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
                     "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",
                     "right": TITLE[scheme], "decades": worst}
-        return Measurement(value=0.0 if fits and abs(worst) < 2 else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
+        return Measurement(value=0.0 if fits else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
                            module=first.module, modules=run.modules, op=first.op, location=location(recording, run.layers[len(run.layers) // 2]),
                            operations=run.indices, evidence=evidence, cap=cap)
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
         measured = [f"{word} {e[key]:.2g}" for word, key in (("signal", "signal_ratio"), ("gradient", "gradient_ratio")) if e[key] is not None]
-        return (f"{e['layers']} layers with {e['scheme']} weights and {e['activation']} change the signal by {e['expected_forward']:.1e} and the "
-                f"gradient by {e['expected_backward']:.1e} end to end (measured: {', '.join(measured) or 'nothing'}); {e['right']} keeps both near 1")
+        right = "no init keeps a sigmoid stack level" if e["activation"] == "sigmoid" else f"{e['right']} keeps both near 1"
+        return (f"{e['layers']} layers with {e['scheme']} weights and {e['activation']} multiply the signal by {e['expected_forward']:.2g} and the "
+                f"gradient by {e['expected_backward']:.2g} end to end in theory (measured: {', '.join(measured) or 'nothing'}); {right}")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])

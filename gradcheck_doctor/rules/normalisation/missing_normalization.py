@@ -36,8 +36,9 @@ class MissingNormalization(Rule):
             if run.recurrent or not any(phi(a) for a in run.activations):
                 continue
             high = far_end(recording, run)
-            ratios = [r for r in (gradient_ratio(recording, run.layers[0], high), signal_ratio(recording, run.layers[0], high)) if r is not None]
-            if any(not 1e-2 <= r <= 1e2 for r in ratios):
+            measured = {"gradient": gradient_ratio(recording, run.layers[0], high), "signal": signal_ratio(recording, run.layers[0], high)}
+            ratios = {k: r for k, r in measured.items() if r is not None}
+            if any(not 1e-2 <= r <= 1e2 for r in ratios.values()):
                 yield Measurement(value=float(len(run.layers)), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op,
                                   location=location(recording, run.layers[0]), operations=run.indices, cap=mild(recording),
                                   evidence={"layers": len(run.layers), "ratios": ratios, "what": "layers"})
@@ -52,11 +53,12 @@ class MissingNormalization(Rule):
         if seen and seen[0][1] / seen[0][0] > 100:
             yield Measurement(value=float(len(stream)), module=stream[0].module, modules=tuple(dict.fromkeys(o.module for o in stream)), op=stream[0].op,
                               location=location(recording, stream[0]), operations=tuple(o.index for o in stream), cap=mild(recording),
-                              evidence={"layers": len(stream), "ratios": [seen[0][1] / seen[0][0]], "what": "residual blocks"})
+                              evidence={"layers": len(stream), "ratios": {"signal": seen[0][1] / seen[0][0]}, "what": "residual blocks"})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
-        return f"{e['layers']} {e['what']} in a row without normalisation; measured end-to-end ratios {', '.join(f'{r:.2g}' for r in e['ratios'])}"
+        seen = ", ".join(f"{name} {ratio:.2g}" for name, ratio in e["ratios"].items())
+        return f"{e['layers']} {e['what']} in a row without normalisation; measured end to end: {seen} (healthy: 0.01 to 100)"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("insert-norm", "Insert normalisation between the layers", kind="norm", modules=m.modules,

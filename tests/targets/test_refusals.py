@@ -1,0 +1,98 @@
+"""What the user's own code raises is said as theirs; names that a package makes on demand are found."""
+import pytest
+import torch
+from torch import nn
+
+import gradcheck_doctor as doctor
+from gradcheck_doctor.errors import BatchError, TargetError
+from gradcheck_doctor.targets.resolve import Options, resolve
+
+HEAD = "import torch\nfrom torch import nn\nmodel = nn.Linear(4, 4)\n"
+LOADER = "loader = torch.utils.data.DataLoader({}, batch_size=2)\n"
+BROKEN = {
+    "batch function": (HEAD + "def get_batch():\n    return open('nowhere.csv')\n", {}, r"get_batch\(\) raised FileNotFoundError.*nowhere.csv"),
+    "batch function with arguments": (HEAD + "def get_batch(split):\n    return None\n", {}, r"get_batch\(\) raised TypeError.*split"),
+    "loader": (HEAD + "class D(torch.utils.data.Dataset):\n    def __len__(self):\n        return 4\n    def __getitem__(self, i):\n"
+               "        raise OSError('disk gone')\n" + LOADER.format("D()"), {}, "first batch of loader raised OSError: disk gone"),
+    "empty loader": (HEAD + LOADER.format("[]"), {}, "loader is empty"),
+    "unknown device": (HEAD, {"device": "foo"}, "--device foo"),
+    "NaN": (HEAD + "example_inputs = torch.tensor([[1.0, 2.0, float('nan'), 3.0]])\n", {}, r"NaN \(1 of 4 values"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_the_file_raises_is_no_internal_error(name, tmp_path):
+    source, options, said = BROKEN[name]
+    (tmp_path / "m.py").write_text(source)
+    with pytest.raises((TargetError, BatchError), match=said):
+        resolve(str(tmp_path / "m.py"), Options(**options))
+
+
+def test_an_optimizer_function_that_raises_is_named(tmp_path):
+    (tmp_path / "m.py").write_text(HEAD + "def make_optimizer(model):\n    raise ValueError('no rate')\n")
+    target, = resolve(str(tmp_path / "m.py"))
+    with pytest.raises(TargetError, match=r"make_optimizer\(model\) raised ValueError: no rate"):
+        target.optimizer_factory(target.model)
+
+
+def test_names_made_on_demand_are_found(tmp_path, monkeypatch):
+    (tmp_path / "lazy_zoo.py").write_text(
+        "from torch import nn\ndef __getattr__(name):\n    if name == 'Tiny':\n        return nn.Linear\n    if name == 'Costly':\n"
+        "        raise ImportError('needs scipy')\n    raise AttributeError(name)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve("lazy_zoo:Tiny(3, 2)")[0].model.out_features == 2
+    assert resolve("lazy_zoo:lazy_zoo.Tiny(3, 5)")[0].model.out_features == 5
+    with pytest.raises(TargetError, match="needs scipy"):
+        resolve("lazy_zoo:Costly()")
+    with pytest.raises(TargetError, match="NameError"):
+        resolve("lazy_zoo:Missing()")
+
+
+def test_one_error_for_all_inputs_is_said_once():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            raise ValueError("my own problem")
+
+    from gradcheck_doctor.targets.infer import infer
+
+    with pytest.raises(BatchError, match="that were tried raised ValueError: my own problem") as refused:
+        infer(Net())
+    assert str(refused.value).count("my own problem") == 1
+
+
+def test_a_model_whose_classes_cannot_be_built_is_not_recommended(tmp_path):
+    (tmp_path / "m.py").write_text("from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        raise RuntimeError('no weights')\n")
+    with pytest.raises(TargetError, match="no weights") as refused:
+        resolve(str(tmp_path / "m.py"))
+    assert "Try:" not in str(refused.value)
+
+
+def test_our_own_cotangent_is_no_step_of_the_spine():
+    """Its product with the output has gradient 1 everywhere; an encoder without a loss has nothing to report."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 3, enable_nested_tensor=False)
+    assert [f.code for f in doctor.audit(encoder, torch.randn(16, 8, 32)).findings] == []
+
+
+def test_weights_that_follow_the_right_scheme_are_no_mismatch():
+    """A deep tanh net with Glorot weights loses what theory says only where the signal is large."""
+    torch.manual_seed(0)
+    layers = [m for i in range(20) for m in (nn.Linear(64, 64), nn.Tanh())]
+    for layer in layers[::2]:
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    report = doctor.audit(nn.Sequential(*layers, nn.Linear(64, 10)), torch.randn(128, 64))
+    assert "GD102" not in [f.code for f in report.findings]
+
+
+def test_a_zero_head_has_nothing_to_report():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    report = doctor.audit(model, (torch.randn(256, 32), torch.randint(0, 10, (256,))), loss=nn.CrossEntropyLoss())
+    assert [f.code for f in report.findings] == []
