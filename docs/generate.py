@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gradcheck_doctor.rules.page import markdown
+from gradcheck_doctor.rules.page import examples, markdown
 from gradcheck_doctor.rules.registry import rules
 
 SECTIONS = ("## What it measures", "## Why it matters", "## When it is harmless", "## Sources", "## Threshold")
@@ -15,18 +15,12 @@ def twin(name: str) -> str:
     return name.replace("sick", "healthy") if name.startswith("sick") else name.replace("healthy", "sick")
 
 
-def examples(folder: Path) -> dict[str, str]:
-    """File name -> source, each sick model followed by its cured twin."""
-    files = sorted(folder.glob("*.py"), key=lambda p: (p.stem.partition("_")[2], p.stem.startswith("healthy")))
-    return {p.name: p.read_text(encoding="utf-8") for p in files}
-
-
 def main() -> int:
     folder = Path(__file__).parent / "rules"
     folder.mkdir(exist_ok=True)
     problems = []
     for rule in rules():
-        shown = examples(folder / rule.name)
+        shown = examples(rule)
         text = markdown(rule, shown)
         problems += [f"{rule.code}: {name} has no twin" for name in shown if twin(name) not in shown]
         problems += [f"{rule.code}: no section {s[3:]!r}" for s in SECTIONS if s not in text]

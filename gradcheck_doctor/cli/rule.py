@@ -10,19 +10,20 @@ import click
 @click.argument("rule", required=False)
 @click.option("--format", "format_", type=click.Choice(["text", "json", "markdown"]), default="text")
 def command(rule: str | None, format_: str) -> int:
-    """List the rules, or explain one: what it measures, why, its threshold and source, when it is harmless."""
+    """List the rules, or explain one: what it measures, why, its threshold and source, when it is harmless, a sick and a cured example."""
     from tabulate import tabulate
 
-    from gradcheck_doctor.rules.page import markdown
+    from gradcheck_doctor.rules.page import examples, markdown
     from gradcheck_doctor.rules.registry import find, rules
 
     chosen = [find(rule)] if rule else list(rules())
     if format_ == "json":
         rows = [{"code": r.code, "name": r.name, "summary": r.summary, "explanation": r.page(), "warning": r.threshold.warning, "error": r.threshold.error,
-                 "info": r.threshold.info, "unit": r.threshold.unit, "direction": r.threshold.direction, "source": r.threshold.source} for r in chosen]
+                 "info": r.threshold.info, "unit": r.threshold.unit, "direction": r.threshold.direction, "source": r.threshold.source,
+                 "examples": examples(r)} for r in chosen]
         click.echo(json.dumps(rows[0] if rule else rows, indent=1))
     elif rule or format_ == "markdown":
-        click.echo("\n\n".join(markdown(r) for r in chosen))
+        click.echo("\n\n".join(markdown(r, examples(r)) for r in chosen))
     else:
         click.echo(tabulate([[r.code, r.name, r.summary] for r in chosen], headers=["code", "name", "what it finds"], tablefmt="simple"))
     return 0

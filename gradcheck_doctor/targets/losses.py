@@ -53,7 +53,13 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 def make_loss(inputs: Any, targets: Any, loss: Callable[..., Any] | None, seed: int) -> Callable[[nn.Module], Tensor]:
     """A function of the model alone. The very tensors of the batch are passed each time, cloned so that no forward can change them."""
+    clean = False
+
     def compute(model: nn.Module) -> Tensor:
+        nonlocal clean
+        if not clean:
+            refuse_nan(inputs)
+            clean = True
         output = call(model, _fresh(inputs))
         if loss is not None:
             value = loss(output, _fresh(targets)) if targets is not None else loss(output)
@@ -88,14 +94,22 @@ def checked(inputs: Any) -> None:
     """Refuse what can't be a batch, before anything runs.
 
     Raises:
-        BatchError: no tensors in it, no samples, or not-a-number among the values.
+        BatchError: no tensors in it, or no samples.
     """
     tensors = list(_all_tensors(inputs))
     if not tensors:
         raise BatchError(f"the batch holds no tensor (it is {_describe(inputs)}); pass tensors, such as --input float32[32,10]")
     if any(t.dim() > 0 and t.shape[0] == 0 for t in tensors):
         raise BatchError(f"the batch is empty (shapes {[tuple(t.shape) for t in tensors]}); statistics need at least one sample")
-    for tensor in tensors:
+
+
+def refuse_nan(inputs: Any) -> None:
+    """NaN in the inputs makes everything behind them NaN, so nothing can be said about the model. NaN in the targets is a finding, not a refusal.
+
+    Raises:
+        BatchError: with how many values of which tensor.
+    """
+    for tensor in _all_tensors(inputs):
         if tensor.is_floating_point() and not tensor.is_meta and (lost := int(tensor.isnan().sum())):
             raise BatchError(f"the batch holds NaN ({lost} of {tensor.numel()} values of a tensor of shape {tuple(tensor.shape)}), "
                              "so everything behind it is NaN, too; clean the data first")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -269,7 +270,7 @@ def _batch(model: nn.Module, namespace: dict[str, Any], options: Options) -> tup
             return (_drawn(value, f"{name}()") if callable(value) else value), name, False
     for name, value in namespace.items():
         if isinstance(value, torch.utils.data.DataLoader):
-            return _drawn(lambda loader=value: next(iter(loader)), f"the first batch of {name}"), f"first batch of {name}", False
+            return _drawn(functools.partial(_first, value), f"the first batch of {name}"), f"first batch of {name}", False
     return infer(model, options.seed), "inferred from the layers", True
 
 
@@ -280,6 +281,10 @@ def _drawn(make: Callable[[], Any], what: str) -> Any:
         raise BatchError(f"{what}: there is none, the loader is empty. Give --batch EXPR or --input SPEC") from error
     except Exception as error:
         raise BatchError(f"{what} raised {type(error).__name__}: {_first_line(error)}\nGive another batch: --batch EXPR or --input SPEC") from error
+
+
+def _first(loader: torch.utils.data.DataLoader[Any]) -> Any:
+    return next(iter(loader))
 
 
 def _first_line(error: BaseException) -> str:

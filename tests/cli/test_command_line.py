@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,21 @@ def test_exit_status_of_the_script(folder):
 def test_max_steps_stops_cleanly(folder):
     done = doctor("run", "--max-steps", "4", "--format", "json", "--fail-on", "never", "loop.py", cwd=folder)
     assert done.returncode == 0 and "4 optimizer steps" in json.loads(done.stdout)["probe"]["stopped"]
+
+
+def test_a_rule_page_shows_a_sick_and_a_cured_example(folder):
+    done = doctor("rule", "dead-relu", cwd=folder)
+    assert done.returncode == 0
+    assert "## Sick\n\n```python\n" in done.stdout and "# sick: GD201" in done.stdout and "## Cured" in done.stdout
+    assert {"sick.py", "healthy.py"} <= set(json.loads(doctor("rule", "GD201", "--format", "json", cwd=folder).stdout)["examples"])
+
+
+def test_the_wheel_takes_the_examples_along():
+    """`doctor rule` of an installed package reads them beside the rules."""
+    import tomllib
+
+    from gradcheck_doctor.rules import page
+
+    project = tomllib.loads((Path(page.__file__).parents[2] / "pyproject.toml").read_text())
+    source, = [k for k, v in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items() if v == "gradcheck_doctor/rules/examples"]
+    assert Path(page.__file__).parents[2] / source == page.CHECKOUT and Path(page.__file__).parent / "examples" == page.PACKED

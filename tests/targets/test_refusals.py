@@ -16,7 +16,6 @@ BROKEN = {
                "        raise OSError('disk gone')\n" + LOADER.format("D()"), {}, "first batch of loader raised OSError: disk gone"),
     "empty loader": (HEAD + LOADER.format("[]"), {}, "loader is empty"),
     "unknown device": (HEAD, {"device": "foo"}, "--device foo"),
-    "NaN": (HEAD + "example_inputs = torch.tensor([[1.0, 2.0, float('nan'), 3.0]])\n", {}, r"NaN \(1 of 4 values"),
 }
 
 
@@ -26,6 +25,15 @@ def test_what_the_file_raises_is_no_internal_error(name, tmp_path):
     (tmp_path / "m.py").write_text(source)
     with pytest.raises((TargetError, BatchError), match=said):
         resolve(str(tmp_path / "m.py"), Options(**options))
+
+
+def test_nan_in_the_inputs_is_refused_and_in_the_targets_is_a_finding():
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(4, 1), torch.randn(8, 4), torch.full((8, 1), float("nan"))
+    assert "GD803" in [f.code for f in doctor.audit(model, (inputs, targets), loss=nn.MSELoss()).findings]
+    inputs[3, 2] = float("nan")
+    with pytest.raises(BatchError, match=r"NaN \(1 of 32 values"):
+        doctor.audit(model, inputs)
 
 
 def test_an_optimizer_function_that_raises_is_named(tmp_path):
