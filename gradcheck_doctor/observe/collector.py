@@ -15,6 +15,7 @@ from torch import Tensor
 from gradcheck_doctor.records.summaries import Summary
 
 ROWS = 64          # samples (axis 0) looked at for statistics that need them, at most
+GROUPS = 256       # buffers of different shape kept from step to step, at most
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -101,13 +102,16 @@ class _Place(NamedTuple):
     whole: bool = False             # the sample is the tensor
 
 
+_Layout = tuple[Plan | None, tuple[int, int, torch.device], _Rows]
+
+
 class Collector:
     """Gathers tensors during one step; `finish` returns their summaries in order of `put`."""
 
     def __init__(self, limit: int = 1024) -> None:
         self.limit = limit
         self.rotation = 0
-        self._plans: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan | None] = {}
+        self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...], torch.device], _Layout] = {}
         self._groups: dict[tuple[int, int, torch.device], _Rows] = {}
         self._places: list[_Place] = []
         self._exact: list[Tensor] = []
@@ -119,37 +123,38 @@ class Collector:
         The norm is exact, and whether all is finite. Least and largest value are exact where that decides something (half precision, a square
         that is not finite) or costs little (not on a CPU); else they are the sample's.
         """
-        value = value.detach()
-        shape, stride = value.shape, value.stride()
-        layout = (shape, stride)
-        try:
-            plan = self._plans[layout]
-        except KeyError:
-            plan = self._plans[layout] = plan_of(shape, stride, self.limit)
+        if value.requires_grad:
+            value = value.detach()
+        layout = (value.shape, value.stride(), value.device)
+        known = self._layouts.get(layout)
+        if known is None:
+            known = self._layouts[layout] = self._learn(*layout)
+        plan, key, group = known
         if plan is None:
-            value = value.contiguous()
-            plan = plan_of(shape, value.stride(), self.limit)
-            assert plan is not None
-        key = (plan.rows, plan.columns, value.device)
+            return self.put(value.contiguous())
+        place, row, turn = group.used, group.next(), self.rotation
+        row.copy_(value.as_strided(group.shape, (plan.row_stride, plan.column_stride), value.storage_offset()
+                                   + turn % plan.row_step * (plan.row_stride // plan.row_step) + turn % plan.column_step))
+        if plan.whole:
+            numbers = _Place(key, place, value.numel(), -1, False, math.nan, True)
+        else:
+            squares = square(value)
+            total = squares.item() if at_hand(value) and value.dtype not in HALF else math.nan
+            if math.isfinite(total):
+                numbers = _Place(key, place, value.numel(), -1, False, total)
+            else:
+                self._exact += [squares, value.amin(), value.amax()]
+                numbers = _Place(key, place, value.numel(), len(self._exact) - 3, True)
+        self._places.append(numbers)
+        return len(self._places) - 1
+
+    def _learn(self, shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device) -> _Layout:
+        plan = plan_of(shape, stride, self.limit)
+        key = (0, 0, device) if plan is None else (plan.rows, plan.columns, device)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Rows(*key)
-        place, row = group.used, group.next()
-        turn = self.rotation % plan.row_step * (plan.row_stride // plan.row_step) + self.rotation % plan.column_step
-        row.copy_(value.as_strided(row.shape, (plan.row_stride, plan.column_stride), value.storage_offset() + turn))
-        self._places.append(self._exactly(value, plan, key, place))
-        return len(self._places) - 1
-
-    def _exactly(self, value: Tensor, plan: Plan, key: tuple[int, int, torch.device], place: int) -> _Place:
-        if plan.whole:
-            return _Place(key, place, value.numel(), -1, False, whole=True)
-        squares = square(value)
-        if at_hand(value) and value.dtype not in HALF:
-            total = squares.item()
-            if math.isfinite(total):
-                return _Place(key, place, value.numel(), -1, False, total)
-        self._exact += [squares, value.amin(), value.amax()]
-        return _Place(key, place, value.numel(), len(self._exact) - 3, True)
+        return plan, key, group
 
     def ask(self, numbers: Tensor, receive: Callable[[Tensor], None]) -> None:
         """Bring `numbers` to the host with the next `finish`."""
@@ -169,6 +174,8 @@ class Collector:
         for (_, receive), values in zip(self._also, host[len(keys) + len(exact):], strict=True):
             receive(values)
         self._places, self._exact, self._also = [], [], []
+        if len(self._groups) > GROUPS:                             # shapes that change from batch to batch
+            self._groups, self._layouts = {}, {}
         self.rotation += 1
         return result
 

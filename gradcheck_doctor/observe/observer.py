@@ -352,8 +352,7 @@ class Observer(TorchFunctionMode):
             started = perf_counter()
             self.calls += 1
             try:
-                with torch.no_grad():
-                    self._pending.append((node, False, self.collector.put(gradient)))
+                self._pending.append((node, False, self.collector.put(gradient.detach() if gradient.requires_grad else gradient)))
             except Exception as error:
                 self._fail(error)
             self.seconds += perf_counter() - started

@@ -1,6 +1,7 @@
 """The figures of the report, one function a table: each returns a title, a header and rows of text."""
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import statistics
@@ -139,7 +140,7 @@ def audit_cost(workload: Workload, quick: bool) -> Table:
     torch.manual_seed(0)
     model = workload.build()
     x, y = next(workload.batches())
-    takes_labels = "labels" in model.forward.__code__.co_varnames
+    takes_labels = "labels" in inspect.signature(model.forward).parameters
     batch = {"input_ids": x, "labels": y} if takes_labels else (x, y)
     loss = None if takes_labels else nn.functional.cross_entropy
 

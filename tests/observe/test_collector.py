@@ -131,3 +131,11 @@ def test_a_device_is_read_once_a_step(monkeypatch):
     assert len(copies) == 1 and copies[0] < 100
     assert [s.norm for s in seen] == pytest.approx([s.norm for s in expected], rel=1e-5) and activity.result is not None
     assert seen[0].maximum == values[0].max() and activity.total is not None
+
+
+def test_buffers_of_shapes_that_never_come_again_are_let_go():
+    collector = Collector()
+    for length in range(1, 600):
+        collector.put(torch.ones(3, length))
+        assert collector.finish()[0].rms == pytest.approx(1.0)
+    assert len(collector._groups) <= 257
