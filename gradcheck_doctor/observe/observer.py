@@ -69,6 +69,7 @@ class Observer(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self.in_backward = False
+        self.clock = perf_counter
         self.seconds = 0.0                      # spent in our own code so far, and how often we were called
         self.calls = 0
         self.dtypes: set[str] = set()
@@ -120,13 +121,13 @@ class Observer(TorchFunctionMode):
         named = operation_name(func)
         if named is None and not self.backward_seen and func is not Tensor.backward:
             return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
-        started = perf_counter()
+        started = self.clock()
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
             if self._here() and not self.in_backward and (self.backward_seen or not torch.is_grad_enabled()):
                 self._report(clipping(func, sys._getframe(1)))
-            self.seconds += perf_counter() - started
+            self.seconds += self.clock() - started
             return func(*args, **kwargs)
         inputs: list[Tensor] = []
         try:
@@ -138,16 +139,16 @@ class Observer(TorchFunctionMode):
         except Exception as error:
             self._fail(error)
             return func(*args, **kwargs)
-        self.seconds += perf_counter() - started
+        self.seconds += self.clock() - started
         output = func(*args, **kwargs)
         if relevant:
-            started = perf_counter()
+            started = self.clock()
             try:
                 changed = versions is not None and any(t._version != v for t, v in zip(inputs, versions, strict=True))
                 self._record(func, (named[0], named[1] or changed), args, kwargs, inputs, output)
             except Exception as error:
                 self._fail(error)
-            self.seconds += perf_counter() - started
+            self.seconds += self.clock() - started
         return output
 
     def _report(self, call: tuple[str, Any] | None) -> None:
@@ -169,7 +170,7 @@ class Observer(TorchFunctionMode):
         self.scope.detach()
 
     def _backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        started = perf_counter()
+        started = self.clock()
         try:
             maker = self.graph.maker(args[0])
             if maker is not None:
@@ -178,20 +179,20 @@ class Observer(TorchFunctionMode):
                 self.on_backward(args[0])
         except Exception as error:
             self._fail(error)
-        self.seconds += perf_counter() - started
+        self.seconds += self.clock() - started
         self.in_backward = True
         try:
             result = func(*args, **kwargs)
         finally:
             self.in_backward = False
         self.backward_seen = True
-        started = perf_counter()
+        started = self.clock()
         if self.after_backward is not None:
             try:
                 self.after_backward()
             except Exception as error:
                 self._fail(error)
-        self.seconds += perf_counter() - started
+        self.seconds += self.clock() - started
         return result
 
     # -- recording one operation ------------------------------------------------------------------------------------------------------
@@ -349,13 +350,13 @@ class Observer(TorchFunctionMode):
             gradient = gradients[output_nr] if output_nr < len(gradients) else None
             if gradient is None or self.failure is not None or not self.active:
                 return
-            started = perf_counter()
+            started = self.clock()
             self.calls += 1
             try:
                 self._pending.append((node, False, self.collector.put(gradient.detach() if gradient.requires_grad else gradient)))
             except Exception as error:
                 self._fail(error)
-            self.seconds += perf_counter() - started
+            self.seconds += self.clock() - started
 
         return take
 

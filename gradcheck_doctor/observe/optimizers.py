@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.updates import Updates
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -22,6 +23,7 @@ class KnownOptimizer:
         self.stepped: Span | None = None
         self.zeroed = True
         self.held: set[int] = set()
+        self.updates = Updates()
         self._initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
         self._rates = self._initial
         self._last: OptimizerRecord | None = None

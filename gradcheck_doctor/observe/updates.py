@@ -34,7 +34,7 @@ def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
         result[id(parameter)] = None
         if gradient is None:
             continue
-        gradient = local(gradient.detach())
+        gradient = local(gradient.detach() if gradient.requires_grad else gradient)
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
         if not gradient.numel():
@@ -66,7 +66,7 @@ def left_over(parameter: Tensor) -> bool:
 
 def _pick(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` evenly spaced elements, a view where the layout allows."""
-    value = local(tensor.detach())
+    value = local(tensor.detach() if tensor.requires_grad else tensor)
     count = value.numel()
     if count > SAMPLE and value.is_contiguous():
         return value.as_strided((SAMPLE,), (count // SAMPLE,))
@@ -75,50 +75,68 @@ def _pick(tensor: Tensor) -> Tensor:
 
 
 class Updates:
-    """Samples of the parameters before a step, compared with the same elements after it: all parameters of one kind at once."""
+    """Samples of an optimizer's parameters before a step, compared with the same elements after it: all parameters of one kind at once.
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._groups: dict[tuple[torch.device, bool], tuple[list[Tensor], list[Tensor], Tensor]] = {}
-        kinds: dict[tuple[torch.device, bool], list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.requires_grad and parameter.is_floating_point() and local(parameter).numel():
-                kinds.setdefault((parameter.device, parameter.dtype == torch.float64), []).append(parameter)
-        for kind, members in kinds.items():
-            views = [_pick(p) for p in members]
-            self._groups[kind] = members, views, _table(views, kind)
+    Views into the parameters and the tables are kept from step to step, for as long as the parameters stay where they are.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[tuple[int, int]] = []
+        self._kinds: list[_Kind] = []
+
+    def before(self, parameters: Iterable[Tensor]) -> None:
+        """Just before the optimizer's step."""
+        chosen = [p for p in parameters if p.requires_grad and p.is_floating_point() and local(p).numel()]
+        places = _where(chosen)
+        if places != self._places:
+            kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            for parameter in chosen:
+                dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+                kinds.setdefault((parameter.device, dtype), []).append(parameter)
+            self._places, self._kinds = places, [_Kind(members, *kind) for kind, members in kinds.items()]
+        for kind in self._kinds:
+            torch._foreach_copy_(kind.old_rows, kind.views)
 
     def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
         """One `ParameterStep` for each parameter; gradients divided by the loss `scale`."""
-        tables = [_compared(members, before, kind) for kind, (members, _, before) in self._groups.items()]
-        rows = [row for table in to_host(tables) for row in table.tolist()] if tables else []
-        seen = [p for members, _, _ in self._groups.values() for p in members]
+        if not self._kinds:
+            return {}
+        rows = [row for table in to_host([kind.compared() for kind in self._kinds]) for row in table.tolist()]
+        seen = [p for kind in self._kinds for p in kind.members]
         return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, rows, strict=True)}
 
 
-def _table(views: list[Tensor], kind: tuple[torch.device, bool]) -> Tensor:
-    """One row a parameter, filled up with zeros: (parameters, SAMPLE)."""
-    device, double = kind
-    table = torch.zeros(len(views), SAMPLE, device=device, dtype=torch.float64 if double else torch.float32)
-    torch._foreach_copy_([row if v.numel() == SAMPLE else row[: v.numel()] for row, v in zip(table.unbind(0), views, strict=True)], views)
-    return table
+def _where(parameters: list[Tensor]) -> list[tuple[int, int]]:
+    return [(id(p), local(p).data_ptr()) for p in parameters]
 
 
-def _compared(members: list[Tensor], before: Tensor, kind: tuple[torch.device, bool]) -> Tensor:
-    """Mean square of the change, mean square before, updates lost to rounding, updates wanted; (parameters, 4).
+class _Kind:
+    """Parameters of one device and one precision: tables with one row each, filled up with zeros."""
 
-    An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
-    """
-    views = [_pick(p) for p in members]
-    after = _table(views, kind)
-    gradients = [_pick(p.grad) if p.grad is not None and not p.grad.is_sparse else None for p in members]
-    usable = [g is not None and g.shape == v.shape for g, v in zip(gradients, views, strict=True)]
-    change = after - before
-    wanted = _table([g if ok and g is not None else row[: v.numel()] for g, ok, row, v in
-                     zip(gradients, usable, change.unbind(0), views, strict=True)], kind)
-    count = torch.tensor([float(v.numel()) for v in views], device=before.device, dtype=before.dtype)
-    still = torch.eq(change, 0.0, out=torch.empty_like(change))
-    active = torch.ne(wanted, 0.0, out=torch.empty_like(change))
-    return torch.stack([change.square().sum(1) / count, before.square().sum(1) / count, (still * active).sum(1), active.sum(1)], dim=1)
+    def __init__(self, members: list[Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self.members = members
+        self.places = _where(members)
+        self.views = [_pick(p) for p in members]
+        sizes = [v.numel() for v in self.views]
+        self.tables = torch.zeros(3, len(members), SAMPLE, device=device, dtype=dtype)
+        self.old_rows, self.new_rows, self.gradient_rows = [[row[:n] for row, n in zip(table.unbind(0), sizes, strict=True)] for table in self.tables]
+        self.sizes = torch.tensor(sizes, device=device, dtype=dtype)
+
+    def compared(self) -> Tensor:
+        """Mean square of the change, mean square before, updates lost to rounding, updates wanted; (parameters, 4).
+
+        An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
+        """
+        old, change, gradient = self.tables
+        torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [_pick(p) for p in self.members])
+        change -= old
+        source = [_pick(p.grad) if p.grad is not None and not p.grad.is_sparse else moved for p, moved in zip(self.members, self.new_rows, strict=True)]
+        torch._foreach_copy_(self.gradient_rows, [g if g.shape == moved.shape else moved for g, moved in zip(source, self.new_rows, strict=True)])
+        active = gradient.ne_(0.0)
+        wanted = active.sum(1)
+        squares = torch.stack([change.square().sum(1), old.square_().sum(1)]) / self.sizes
+        made = active.mul_(change.ne_(0.0)).sum(1)                  # in place: what fills the rows up stays 0
+        return torch.stack([*squares, wanted - made, wanted], dim=1)
 
 
 def _step(step: int, norm: float | None, scale: float, row: list[float], count: int) -> ParameterStep:

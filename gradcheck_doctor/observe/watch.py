@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
@@ -171,20 +170,20 @@ class Monitor:
 
     def _light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
-        start = time.perf_counter()
+        start = self.observer.clock()
         try:
             self._backwards += 1
             if loss.numel() == 1:
                 self._losses.append(loss.detach())
             if not self.observer.active and self._optimizers and self.schedule.wants_norm(self.step):
-                light = time.perf_counter()
+                light = self.observer.clock()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
                 if gradients and not hasattr(gradients[0], "to_local"):
                     self._light = list(torch._foreach_norm(gradients))
-                self.schedule.norm_taken(time.perf_counter() - light)
+                self.schedule.norm_taken(self.observer.clock() - light)
         except Exception as error:
             self.observer._fail(error)
-        self.observer.seconds += time.perf_counter() - start
+        self.observer.seconds += self.observer.clock() - start
 
     def _scaled_by(self, scale: float) -> None:
         self._scale = float(scale) or 1.0
@@ -239,7 +238,7 @@ class Monitor:
         return any(id(p) in watched for group in optimizer.param_groups for p in group["params"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        start = time.perf_counter()
+        start = self.observer.clock()
         try:
             known = self._meet(optimizer)
             if known is None:
@@ -250,27 +249,28 @@ class Monitor:
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
                 with torch._C.DisableTorchFunction():
-                    self._updates = Updates(known.parameters())
+                    self._updates = known.updates
+                    self._updates.before(known.parameters())
                     if not self._norms and self._backwards:
                         self._after_backward()
         except Exception as error:
             self.observer._fail(error)
-        self.observer.seconds += time.perf_counter() - start
+        self.observer.seconds += self.observer.clock() - start
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        start = time.perf_counter()
+        start = self.observer.clock()
         try:
             known = self._meet(optimizer)
             if known is None:
                 return
             self._close_window(known)
-            self.observer.seconds += time.perf_counter() - start
-            start = time.perf_counter()
+            self.observer.seconds += self.observer.clock() - start
+            start = self.observer.clock()
             self._open_window()
         except Exception as error:
             self.observer._fail(error)
             self.observer.close()
-        self.observer.seconds += time.perf_counter() - start
+        self.observer.seconds += self.observer.clock() - start
         if self.on_step is not None:
             self.on_step(self)
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:

@@ -136,8 +136,8 @@ def ratio(values: list[float], base: list[float]) -> Ratio:
 
 
 def attributed(run: Run, base: Run) -> Ratio | None:
-    """Step without the tool's callbacks plus the callbacks, over the step without them: 1 + inside / median bare step (wall)."""
-    usual = statistics.median(base.wall)
+    """Step without the tool's callbacks plus the callbacks, over the step without them: 1 + inside / median bare step (CPU time)."""
+    usual = statistics.median(base.cpu)
     seconds = [s for s in run.inside if s is not None]
     if len(seconds) < 2:
         return None

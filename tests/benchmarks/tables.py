@@ -87,7 +87,7 @@ def amortised(workload: Workload, quick: bool) -> Table:
     for every, first in ((10, 1000), (50, 1000), ("auto", 0), ("auto", 2000)):
         run = interleave(workload, [Later(every, first)], rounds=length, warm=3 if first == 0 else 0)[0]
         inside = sum(s for s in run.inside if s is not None)
-        rows.append((run.tool.name, f"{1 + inside / (sum(run.wall) - inside):.4f}", str(run.tool.monitor.schedule.observed)))
+        rows.append((run.tool.name, f"{1 + inside / (sum(run.cpu) - inside):.4f}", str(run.tool.monitor.schedule.observed)))
     return Table(f"{workload.size}: {length} steps", ("schedule", "attributed, amortised", "steps observed"), rows)
 
 

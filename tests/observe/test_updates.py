@@ -1,0 +1,56 @@
+"""What an optimizer's step did to the parameters, against the obvious oracle."""
+import pytest
+import torch
+from torch import nn
+
+from gradcheck_doctor.observe.updates import Updates, gradient_norms
+
+
+def parameters():
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in
+            [((300, 70), torch.float32), ((5,), torch.float32), ((3, 4), torch.float64), ((40, 50), torch.bfloat16), ((), torch.float32)]]
+
+
+def test_update_ratio_of_several_steps_agrees_with_whole_tensors():
+    held, updates = parameters(), Updates()
+    for step in range(3):
+        old = [p.detach().clone() for p in held]
+        updates.before(held)
+        for p in held:
+            p.grad = torch.randn(p.shape).to(p.dtype)
+            p.data.add_(torch.randn(p.shape).to(p.dtype), alpha=0.1)
+        rows = updates.finish(step, gradient_norms(held), scale=2.0)
+        for p, before in zip(held, old, strict=True):
+            change, size = (p.detach() - before).double().square().mean().sqrt(), before.double().square().mean().sqrt()
+            row = rows[id(p)]
+            assert row.step == step and row.update_ratio == pytest.approx((change / size).item(), rel=1e-4 if p.numel() <= 1024 else 0.15)
+            assert row.grad_norm == pytest.approx(p.grad.double().norm().item() / 2, rel=1e-2)
+            assert row.weight_norm == pytest.approx(before.double().norm().item(), rel=0.1)
+
+
+def test_rounded_away_updates_are_counted():
+    weight = nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
+    updates = Updates()
+    updates.before([weight])
+    weight.grad = torch.ones_like(weight)
+    weight.grad[:500] = 0
+    weight.data[500:750] += 0.5
+    assert updates.finish(0, {}, 1.0)[id(weight)].lost == pytest.approx(0.5)
+
+
+def test_without_a_gradient_nothing_was_wanted_and_a_stale_row_does_not_stay():
+    weight, updates = nn.Parameter(torch.ones(10)), Updates()
+    for gradient in (torch.ones(10), None):
+        updates.before([weight])
+        weight.grad = gradient
+        row = updates.finish(0, {}, 1.0)[id(weight)]
+        assert row.update_ratio == 0.0 and row.lost == (1.0 if gradient is not None else None)
+
+
+def test_values_that_move_to_other_memory_are_followed():
+    weight, updates = nn.Parameter(torch.ones(2000)), Updates()
+    for _ in range(2):
+        updates.before([weight])
+        weight.data = weight.data * 2
+        assert updates.finish(0, {}, 1.0)[id(weight)].update_ratio == pytest.approx(1.0)
