@@ -86,3 +86,23 @@ def test_scale_output(tmp_path):
     assert edit(tmp_path, text, "scale-output", mean=1.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250")
     with pytest.raises(TreatmentRefused, match="standardise the targets"):
         edit(tmp_path, HEAD, "scale-output", mean=0.0, std=250.0)
+
+
+def test_residual_branches_are_normalised_where_they_read(tmp_path):
+    text = HEAD + "import torch.nn.functional as F\n" + """\
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))  # residual
+"""
+    layers = [("blocks.0.a", "linear", "nn.Linear(4, 4)"), ("blocks.0.b", "linear", "nn.Linear(4, 4)")]
+    after = edit(tmp_path, text, "normalise-branches", layers=layers, modules=("blocks.0", "blocks.1"))
+    assert after == text.replace("self.a(x)", "self.a(F.layer_norm(x, x.shape[-1:]))")
+    bare = text.replace("import torch.nn.functional as F\n", "")
+    assert "nn.functional.layer_norm(x" in edit(tmp_path, bare, "normalise-branches", layers=layers, modules=("blocks.0",))
+    with pytest.raises(TreatmentRefused, match="layer_norm"):
+        edit(tmp_path, text, "normalise-branches", layers=layers, modules=("other",))

@@ -51,5 +51,6 @@ class SaturatedActivation(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         operation = recording.operations[m.operations[0]]
         layer = back(recording, operation)
-        norm = Prescription("insert-norm", f"Normalise in front of {operation.op}", kind="norm", modules=(operation.module,), arguments={"norm": "batch"})
+        norm = Prescription("insert-norm", f"Normalise in front of {operation.op}", kind="norm",
+                            modules=(layer.module if layer is not None else operation.module,), arguments={"norm": "batch"})
         return (initialise([layer], [operation]), norm) if layer is not None and layer.category == "layer" else (norm,)

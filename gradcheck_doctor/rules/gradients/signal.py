@@ -88,5 +88,6 @@ class SignalExplosion(Rule):
         return f"over {m.evidence['layers']} {what} the signal grows {m.value:.3g} times (limit {{limit}})"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("insert-norm", "Normalise the input of each branch", kind="norm", modules=m.modules,
-                             arguments={"norm": "layer", "branch": bool(m.evidence.get("stream"))}),)
+        if m.evidence.get("stream"):
+            return (Prescription("normalise-branches", "Normalise the input of each branch (pre-norm)", kind="norm", modules=m.modules),)
+        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)

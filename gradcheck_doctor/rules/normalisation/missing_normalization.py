@@ -61,5 +61,6 @@ class MissingNormalization(Rule):
         return f"{e['layers']} {e['what']} in a row without normalisation; measured end to end: {seen} (healthy: 0.01 to 100)"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("insert-norm", "Insert normalisation between the layers", kind="norm", modules=m.modules,
-                             arguments={"norm": "batch" if m.evidence["what"] == "layers" else "layer", "branch": m.evidence["what"] != "layers"}),)
+        if m.evidence["what"] != "layers":
+            return (Prescription("normalise-branches", "Normalise the input of each branch (pre-norm)", kind="norm", modules=m.modules),)
+        return (Prescription("insert-norm", "Insert normalisation between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
