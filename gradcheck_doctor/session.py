@@ -100,17 +100,25 @@ def _forward(summary: Summary) -> dict[str, float]:
     return {"mean": summary.mean, "std": summary.std, "zero_fraction": summary.zero_fraction}
 
 
-def audit_target(target: Target, *, config: Config | None = None, steps: int = 0) -> Examination:
-    """Probe a resolved target with its batch and judge it."""
+def audit_target(target: Target, *, config: Config | None = None, steps: int = 0, overfit: bool = False) -> Examination:
+    """Probe a resolved target with its batch and judge it; with `overfit` also try to learn that batch by heart."""
     from gradcheck_doctor.observe.probe import probe
 
     recording = probe(target.model, target.compute_loss, steps=steps, make_optimizer=target.optimizer_factory, log=target.log,
                       seed=target.seed, synthetic=target.synthetic, facts=dict(target.choices))
+    if overfit:
+        from gradcheck_doctor.observe import trials
+        from gradcheck_doctor.targets.memory import default_optimizer
+
+        given = None if target.optimizer_factory is default_optimizer else target.optimizer_factory
+        tried = trials.overfit(target.model, target.compute_loss, make_optimizer=given, seed=target.seed)
+        recording = replace(recording, notes={**recording.notes, "overfit": tried},
+                            probe={**recording.probe, "overfit": f"loss {tried['first']:.3g} to {tried['last']:.3g} in {tried['steps']} steps"})
     return examine(recording, target.name, config)
 
 
-def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = None, *, steps: int = 0, seed: int = 0,
-          optimizer: Callable[[nn.Module], Any] | None = None, select: Any = (), ignore: Any = ()) -> Any:
+def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = None, *, steps: int = 0, overfit: bool = False,
+          seed: int = 0, optimizer: Callable[[nn.Module], Any] | None = None, select: Any = (), ignore: Any = ()) -> Any:
     """One-shot audit of a model in memory; it comes back exactly as it was.
 
     Args:
@@ -118,8 +126,9 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
         batch: what the model takes: a tensor, a tuple of positional inputs or a dict of keyword inputs; with a loss the pair (inputs, targets).
         loss: called as loss(output, targets); without it a random unit cotangent on the outputs.
         steps: also train a throw-away copy that many steps.
+        overfit: also try to learn the batch by heart, in 300 steps of a throw-away copy.
         seed: for the cotangent and for dropout.
-        optimizer: model -> optimizer, used when steps > 0.
+        optimizer: model -> optimizer, used when steps > 0 and by overfit.
         select, ignore: rule codes, prefixes or names.
 
     Returns:
@@ -134,7 +143,7 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
 
     target = target_of_model(model, batch, loss, seed=seed, optimizer=optimizer)
     config = replace(Config(), select=tuple(select), ignore=tuple(ignore))
-    examination = audit_target(target, config=config, steps=steps)
+    examination = audit_target(target, config=config, steps=steps, overfit=overfit)
     if (listener := on_audit.get()) is not None:
         listener(examination.report)
     return Report(examination.report, examination.recording)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.provenance import ConstructionLog
+from gradcheck_doctor.observe.trials import train_and_eval
 from gradcheck_doctor.observe.untouched import untouched
 from gradcheck_doctor.observe.watch import Monitor
 from gradcheck_doctor.records.recording import InputRecord, Recording
@@ -32,6 +33,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
     monitor = Monitor([model], every=1, log=log, limit=LIMIT)
     with untouched(model), torch.enable_grad():
         torch.manual_seed(seed)
+        modes: dict[str, float] = {}
         warm = not steps and hidden_by_zeros(model)
         if steps or warm:
             optimizer = make_optimizer(model) if make_optimizer is not None and steps else _default_optimizer(model)
@@ -42,6 +44,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
                     _backward(loss, model)
                     optimizer.step()
             recording = monitor.recording("audit")
+            modes = train_and_eval(model, compute_loss) if steps else {}
         else:
             with monitor:
                 _backward(compute_loss(model), model)
@@ -51,7 +54,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
     probe_facts = {**(facts or {}), "seed": seed, "steps": steps, "torch": torch.__version__, **({"warmed": WARM_STEPS} if warm else {})}
     optimizers = recording.optimizers if steps else ()
     return replace(recording, inputs=_inputs(inputs), probe=probe_facts, optimizers=optimizers, total_steps=steps,
-                   notes={**recording.notes, "warmed": warm},
+                   notes={**recording.notes, "warmed": warm, **({"train_eval": modes} if modes else {})},
                    parameters=recording.parameters if steps else tuple(replace(p, in_optimizer=None) for p in recording.parameters))
 
 

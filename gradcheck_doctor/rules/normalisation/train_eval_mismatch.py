@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.flow import location
+
+STEPS = 200            # of training, before the running statistics can be expected to have settled
+SCALE = 0.25           # of the first loss, at least, that the difference is judged by: two losses near 0 may differ by any factor
+
+
+class TrainEvalMismatch(Rule):
+    """After training, the same batch has a much larger loss in eval mode than in training mode: what is validated is another network.
+
+    What it measures: (loss in eval mode - loss in training mode) on the training batch after at least 200 steps of `doctor audit --steps`, relative
+    to the loss in training mode, or to a quarter of the first loss where that is more. Two extra forwards on the throw-away copy.
+
+    Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
+    network is wrong however well it trains.
+
+    When it is harmless: a smaller loss in eval mode, which dropout and stochastic depth explain; fewer steps; losses of unknown making (not judged).
+
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022); PyTorch's documentation of BatchNorm (momentum 0.1).
+    """
+
+    code = "GD506"
+    name = "train-eval-mismatch"
+    summary = "the loss in eval mode is far above that in training mode"
+    threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half")
+    order = 245
+    kinds = ("audit",)
+
+    def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        seen = recording.notes.get("train_eval")
+        if not seen or recording.total_steps < STEPS:
+            return
+        first = recording.curve[0][1] if recording.curve else math.nan
+        known = bool(recording.losses) and all(loss.op != "scalar" for loss in recording.losses)
+        scale = max(seen["train"], SCALE * first)
+        if not known or not scale > 0 or not math.isfinite(scale):
+            yield Unmeasured("", "the loss is of unknown making or not positive")
+            return
+        norm = _slowest(recording)
+        yield Measurement(value=(seen["eval"] - seen["train"]) / scale, module=norm.module if norm is not None else "", op=norm.op if norm is not None else "",
+                          location=location(recording, norm) if norm is not None else recording.losses[0].span,
+                          operations=(norm.index,) if norm is not None else (),
+                          evidence={"train_loss": seen["train"], "eval_loss": seen["eval"], "first_loss": first, "steps": recording.total_steps})
+
+    def message(self, m: Measurement) -> str:
+        e = m.evidence
+        return (f"after {e['steps']} steps the loss of the same batch is {e['train_loss']:.3g} in training mode and {e['eval_loss']:.3g} in eval mode; "
+                + ("the running statistics of the normalisation have not followed" if m.module else "something depends on the mode that should not"))
+
+
+def _slowest(recording: Recording) -> Operation | None:
+    """The batch normalisation with the smallest momentum."""
+    norms = [o for o in recording.operations if o.op == "batch_norm"]
+    return min(norms, key=lambda o: _momentum(recording, o), default=None)
+
+
+def _momentum(recording: Recording, operation: Operation) -> float:
+    module = recording.module.get(operation.module)
+    value = module.config.get("momentum") if module is not None else None
+    return float(value) if isinstance(value, (int, float)) else 0.0 if value is not None else 1.0
