@@ -97,7 +97,7 @@ def _layer_row(recording: Recording, operation: Operation, codes: list[str]) -> 
 
 
 def _forward(summary: Summary) -> dict[str, float]:
-    return {"mean": summary.mean, "std": summary.std, "zero_fraction": summary.zero_fraction}
+    return {"mean": summary.mean, **({"std": summary.std} if summary.count > 1 else {}), "zero_fraction": summary.zero_fraction}
 
 
 def audit_target(target: Target, *, config: Config | None = None, steps: int = 0, overfit: bool = False) -> Examination:

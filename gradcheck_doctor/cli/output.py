@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ def rendered(reports: Sequence[ReportData], shared: Shared) -> str:
     """The reports in the chosen format, findings below --severity left out."""
     lowest = SEVERITIES.index(shared.config.severity)
     shown = [replace(r, findings=tuple(f for f in r.findings if SEVERITIES.index(f.severity) >= lowest)) for r in reports]
-    style = Style(rule_infos(), verbose=shared.verbose, quiet=shared.quiet, colour=_coloured(shared))
+    style = Style(rule_infos(), verbose=shared.verbose, quiet=shared.quiet, colour=_coloured(shared), width=_width(shared))
     return render(shown, chosen_format(shared) or "text", style)
 
 
@@ -82,3 +83,10 @@ def _coloured(shared: Shared) -> bool:
     if shared.color != "auto":
         return shared.color == "always"
     return shared.output is None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _width(shared: Shared) -> int | None:
+    """Columns of the terminal, or what COLUMNS says; None where the report goes to a file or a pipe."""
+    if shared.output is None and (sys.stdout.isatty() or os.environ.get("COLUMNS")):
+        return shutil.get_terminal_size().columns
+    return None

@@ -40,14 +40,21 @@ def _view(report: ReportData) -> dict[str, Any]:
     findings = [{"f": f, "place": f"{relative(f.location.file)}:{f.location.line}:{f.location.column}" if f.location else "",
                  "source": _source(f), "explains": sorted({names[x] for x in f.related if x in names})}
                 for f in report.findings if f.fingerprint not in explained]
-    return {"data": report, "findings": findings, "bars": _bars(report), "counts": {s: report.count(s) for s in ("error", "warning", "info")}}
+    serious = {f.code for f in report.findings if f.severity != "info"}
+    return {"data": report, "findings": findings, "bars": _bars(report, serious), "counts": {s: report.count(s) for s in ("error", "warning", "info")}}
 
 
-def _source(finding: Finding) -> str:
-    return linecache.getline(finding.location.file, finding.location.line).strip() if finding.location is not None else ""
+def _source(finding: Finding) -> tuple[str, str, str]:
+    """The line at fault: what stands before the expression, the expression, what stands behind it."""
+    span = finding.location
+    line = linecache.getline(span.file, span.line).rstrip() if span is not None else ""
+    if span is None or not line.strip():
+        return "", "", ""
+    end = span.end_column - 1 if span.end_column and span.end_line in (None, span.line) else len(line)
+    return line[: span.column - 1].lstrip(), line[span.column - 1: end], line[end:]
 
 
-def _bars(report: ReportData) -> dict[str, Any]:
+def _bars(report: ReportData, serious: set[str]) -> dict[str, Any]:
     """Horizontal bars on a log scale, the largest gradient full width."""
     rows = [r for r in report.layers if r.on_spine and 0 < r.gradient.get("norm", 0.0) < math.inf]
     if not rows:
@@ -56,5 +63,5 @@ def _bars(report: ReportData) -> dict[str, Any]:
     low = max(min(r.gradient["norm"] for r in rows), top * 1e-10)
     span = max(math.log10(top / low), 2.0)
     return {"top": top, "span": span, "rows": [
-        {"module": r.module or "(root)", "op": r.op, "norm": r.gradient["norm"], "sick": bool(r.verdict), "y": 16 * i,
+        {"module": r.module or "(root)", "op": r.op, "norm": r.gradient["norm"], "sick": not serious.isdisjoint(r.verdict.split(", ")), "y": 16 * i,
          "width": round(max(2.0, 420 * (1 + math.log10(max(r.gradient["norm"], low) / top) / span)), 1)} for i, r in enumerate(rows[:300])]}

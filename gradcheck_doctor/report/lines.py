@@ -18,7 +18,7 @@ LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 def concise(reports: Sequence[ReportData], style: Style) -> str:
     """`file:line:col: CODE message`, then how many."""
     found = [f for r in reports for f in r.findings]
-    lines = [f"{_where(f, r)}: {f.code} {f.message}" for r in reports for f in r.findings]
+    lines = [f"{_where(f, r)}: {f.code} {f.message}{follows(f, r)}" for r in reports for f in r.findings]
     return "\n".join([*lines, f"Found {len(found)} finding{'s' if len(found) != 1 else ''}." if found else "No findings."])
 
 
@@ -27,16 +27,26 @@ def _where(finding: Finding, report: ReportData) -> str:
     return f"{relative(place.file)}:{place.line}:{place.column}" if place is not None else report.target
 
 
+def follows(finding: Finding, report: ReportData) -> str:
+    """Which finding explains this one, in brackets: a symptom needs no cure of its own."""
+    cause = next((f for f in report.findings if finding.fingerprint in f.related), None)
+    return f" (follows from {cause.code})" if cause is not None else ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def github(reports: Sequence[ReportData], style: Style) -> str:
     """Workflow commands; the gravest first, since GitHub shows ten of each level a step."""
     found = [(f, r) for r in reports for f in r.findings]
     lines, left = [], 0
     for severity, level in LEVELS.items():
-        chosen = [(f, r) for f, r in found if f.severity == severity]
+        chosen = sorted(((f, r) for f, r in found if f.severity == severity), key=lambda pair: bool(follows(*pair)))     # causes first
         lines += [_annotation(level, f, r) for f, r in chosen[:LIMIT]]
         left += max(0, len(chosen) - LIMIT)
     if left:
-        lines.append(f"::notice title=gradcheck-doctor::{left} more findings, see the whole report")
+        lines.append(f"::notice title=gradcheck-doctor::{_counted(left, 'more finding')}, see the whole report")
     return "\n".join(lines)
 
 
@@ -49,7 +59,7 @@ def _annotation(level: str, finding: Finding, report: ReportData) -> str:
             properties.append(f"endLine={place.end_line}")
         if place.end_column and place.end_line in (None, place.line):
             properties.append(f"endColumn={place.end_column}")
-    advice = "".join(f"\ntry: {f.prescription.title}" for f in finding.fixes[:1])
+    advice = follows(finding, report) or "".join(f"\ntry: {f.prescription.title}" for f in finding.fixes[:1])
     where = f"{finding.module}: " if finding.module else ""
     return f"::{level} {','.join(properties)}::{_escaped(where + finding.message + advice, False)}"
 
@@ -65,10 +75,11 @@ def markdown(reports: Sequence[ReportData], style: Style) -> str:
 
 
 def _markdown(report: ReportData) -> str:
-    head = f"## {report.target}: {report.verdict}\n\n{report.count('error')} errors, {report.count('warning')} warnings, {report.count('info')} info"
+    counts = f"{_counted(report.count('error'), 'error')}, {_counted(report.count('warning'), 'warning')}, {report.count('info')} info"
+    head = f"## {report.target}: {report.verdict}\n\n{counts}"
     if not report.findings:
         return head
-    rows = [f"| {f.severity} | `{f.code}` {f.rule} | {_cell(f.module)} | {_cell(_where(f, report))} | {_cell(f.message)} | "
+    rows = [f"| {f.severity} | `{f.code}` {f.rule} | {_cell(f.module)} | {_cell(_where(f, report))} | {_cell(f.message + follows(f, report))} | "
             f"{_cell('; '.join(x.prescription.title + PROOF.get(x.verified.status, '') for x in f.fixes[:2]))} |" for f in report.findings]
     return "\n".join([head, "", "| severity | rule | module | where | what | cure |", "|---|---|---|---|---|---|", *rows])
 

@@ -22,12 +22,13 @@ class RuleInfo:
 
 @dataclass(frozen=True)
 class Style:
-    """How to render: rules by code, all rows or a selection, ANSI colours."""
+    """How to render: rules by code, all rows or a selection, ANSI colours, columns to wrap prose to (None: not at all)."""
 
     rules: Mapping[str, RuleInfo]
     verbose: bool = False
     colour: bool = False
     quiet: bool = False
+    width: int | None = None
 
 
 def _text(reports: Sequence[ReportData], style: Style) -> str:

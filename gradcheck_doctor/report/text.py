@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import linecache
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def text(report: ReportData, style: Style) -> str:
     parts += [_finding(f, [by_print[fp] for fp in f.related if fp in by_print], style) for f in shown]
     if not style.quiet:
         if report.layers and report.findings or style.verbose:
-            parts.append(_table(report.layers, style))
+            parts.append(_table(report.layers, {f.code for f in shown}, style))
         parts.append(_probe(report, style))
     parts.append(_summary(report, style))
     return "\n\n".join(p for p in parts if p)
@@ -52,20 +53,29 @@ def _finding(finding: Finding, symptoms: Sequence[Finding], style: Style) -> str
     place = _place(finding.location)
     where = " ".join(x for x in (finding.module or finding.op, f"({place})" if place else "") if x)
     lines = [f"{paint(f'{finding.code} {finding.rule}', 'bold', style)}  {paint(finding.severity, finding.severity, style)}  {where}".rstrip(),
-             f"    {finding.message}"]
+             _indented(finding.message, style)]
     lines += _excerpt(finding.location, style)
     tries = [f"{f.prescription.title} [{f.prescription.safety}{PROOF.get(f.verified.status, '')}]" for f in finding.fixes]
     if tries:
-        lines.append(f"    try: {'; or '.join(tries)}")
+        lines.append(_indented(f"try: {'; or '.join(tries)}", style))
     if symptoms:
         names: dict[str, int] = {}
         for s in symptoms:
             names[f"{s.code} {s.rule}"] = names.get(f"{s.code} {s.rule}", 0) + 1
         listed = ", ".join(n if k == 1 else f"{n} ({k} times)" for n, k in names.items())
-        lines.append(paint(f"    explains: {listed}", "dim", style))
+        lines.append(paint(_indented(f"explains: {listed}", style), "dim", style))
         if style.verbose:
             lines += [paint(f"      {s.code} {s.module}: {s.message}", "dim", style) for s in symptoms]
     return "\n".join(lines)
+
+
+def _indented(prose: str, style: Style) -> str:
+    """Four columns in; folded where the terminal ends."""
+    return _folded(f"    {prose}", "    ", style)
+
+
+def _folded(line: str, margin: str, style: Style) -> str:
+    return line if style.width is None else textwrap.fill(line, max(style.width, 40), subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
 
 
 def _place(span: Span | None) -> str:
@@ -95,10 +105,16 @@ def gradient_bars(layers: Sequence[LayerRow]) -> Mapping[int, str]:
     return {order: BAR[max(0, round((1 + math.log10(size / top) / span) * (len(BAR) - 1)))] for order, size in sizes.items()}
 
 
-def _table(layers: Sequence[LayerRow], style: Style) -> str:
+def _named(row: LayerRow, causes: set[str], style: Style) -> str:
+    """Codes of the findings that name the row: causes only where there is one, so that a column does not repeat every symptom."""
+    codes = [code for code in row.verdict.split(", ") if code in causes]
+    return row.verdict if style.verbose or not codes else ", ".join(codes)
+
+
+def _table(layers: Sequence[LayerRow], causes: set[str], style: Style) -> str:
     bars = gradient_bars(layers)
     rows = [[row.module or "(root)", row.op, _weight(row), _number(row.forward.get("std")), _number(row.gradient.get("norm")), bars.get(row.order, ""),
-             row.verdict] for row in layers]
+             _named(row, causes, style)] for row in layers]
     left_out = ""
     if len(rows) > ROWS and not style.verbose:
         left_out = f"\n... {len(rows) - ROWS} more rows (--verbose shows all)"
@@ -124,7 +140,7 @@ def _probe(report: ReportData, style: Style) -> str:
     for spot in report.blind_spots:
         spots.setdefault(spot.reason, []).append(spot.module or "(root)")
     seen = [f"not observed: {', '.join(m[:6])}{' ...' if len(m) > 6 else ''}: {reason}" for reason, m in spots.items()]
-    return "\n".join(paint(line, "dim", style) for line in [*(["probe  " + "; ".join(chosen)] if chosen else []), *seen])
+    return "\n".join(paint(_folded(line, "", style), "dim", style) for line in [*(["probe  " + "; ".join(chosen)] if chosen else []), *seen])
 
 
 def _summary(report: ReportData, style: Style) -> str:

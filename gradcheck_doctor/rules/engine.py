@@ -95,14 +95,15 @@ def _demoted(found: list[Finding], weak: frozenset[str]) -> list[Finding]:
 
 
 def _grouped(found: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:
-    """Serious findings first, each followed by the symptoms it explains; a symptom never comes before its cause."""
+    """Serious findings first, each followed by the symptoms it explains, mere information included; a symptom never comes before its cause."""
     serious = [f for f in found if f.severity in SERIOUS]
     minor = [f for f in found if f.severity not in SERIOUS]
     result: list[Finding] = []
     while serious:
         finding = next((f for f in serious if not _has_cause(f, serious, explains)), serious[0])
-        symptoms = [f for f in serious if f.code in explains[finding.code] and f is not finding]
+        symptoms = [f for f in (*serious, *minor) if f.code in explains[finding.code] and f is not finding]
         serious = [f for f in serious if f is not finding and f not in symptoms]
+        minor = [f for f in minor if f not in symptoms]
         result += [replace(finding, related=tuple(f.fingerprint for f in symptoms)), *symptoms]
     return (*result, *minor)
 

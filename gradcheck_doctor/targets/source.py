@@ -91,7 +91,7 @@ def import_file(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"doctor_target_{abs(hash(str(path.resolve())))}"
-    spec = importlib.util.spec_from_file_location(name, os.path.relpath(path) if not os.path.relpath(path).startswith("..") else path)
+    spec = importlib.util.spec_from_file_location(name, os.path.relpath(path) if not os.path.relpath(path).startswith("..") else os.path.abspath(path))
     if spec is None or spec.loader is None:
         raise TargetError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)

@@ -6,8 +6,11 @@ import jsonschema
 import pytest
 from records_sample import report
 
+from gradcheck_doctor.records.findings import LayerRow
 from gradcheck_doctor.report.render import FORMATS, Style, format_of, render
 from gradcheck_doctor.report.report import Report
+
+ROW = LayerRow(module="a", op="linear", order=0, on_spine=True, location=None, forward={}, gradient={"norm": 1.0}, weight={}, verdict="GD102, GD301")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -100,3 +103,60 @@ def test_sarif_follows_the_schema_of_the_standard():
     assert [e.message for e in validator.iter_errors(log)] == []
     log["runs"][0]["results"][0]["level"] = "fatal"
     assert list(validator.iter_errors(log))
+
+
+def test_lines_say_what_a_symptom_follows_from():
+    lines = render(report(), "concise").splitlines()
+    assert [("(follows from GD102)" in line) for line in lines if "GD102 " in line or "GD301" in line] == [False, True]
+    assert "(follows from GD102)" in render(report(), "markdown") and "(follows from GD102)" in render(report(), "github")
+
+
+def test_text_folds_prose_at_the_terminal_only():
+    wide, narrow = render(report(), "text"), render(report(), "text", Style({}, width=50))
+    prose = [line for line in narrow.splitlines() if line.startswith("    ") and "|" not in line]
+    assert max(map(len, prose)) <= 50 < max(map(len, wide.splitlines()))
+    assert "".join(narrow.split()) == "".join(wide.split())
+
+
+def test_rows_name_causes_and_verbose_rows_name_everything():
+    from dataclasses import replace
+
+    data = report()
+    data = replace(data, layers=(ROW,))
+    assert "GD102, GD301" not in render(data, "text")
+    assert "GD102, GD301" in render(data, "text", Style({}, verbose=True))
+
+
+def test_html_underlines_the_expression(tmp_path):
+    from dataclasses import replace
+
+    from gradcheck_doctor.records.sites import Span
+
+    path = tmp_path / "m.py"
+    path.write_text("    x = [nn.Linear(1, 2), 3]\n")
+    data = report()
+    first = replace(data.findings[0], location=Span(str(path), 1, 10, 1, 25))
+    assert "x = [<mark>nn.Linear(1, 2)</mark>, 3]</pre>" in render(replace(data, findings=(first,)), "html")
+
+
+def test_bars_of_a_model_with_mere_information_are_not_red():
+    from dataclasses import replace
+
+    data = report()
+    assert 'class="sick"' in render(replace(data, layers=(ROW,)), "html")
+    calm = tuple(replace(f, severity="info") for f in data.findings)
+    assert 'class="sick"' not in render(replace(data, layers=(ROW,), findings=calm), "html")
+
+
+def test_information_that_a_cause_explains_stands_under_it():
+    import torch
+    from torch import nn
+
+    import gradcheck_doctor as doctor
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    nn.init.constant_(model[2].bias, -10.0)
+    found = doctor.audit(model, (torch.randn(256, 16), torch.randint(0, 4, (256,))), loss=nn.CrossEntropyLoss()).findings
+    assert found[0].code == "GD104" and any(f.severity == "info" for f in found[1:])
+    assert {f.fingerprint for f in found[1:]} == set(found[0].related)

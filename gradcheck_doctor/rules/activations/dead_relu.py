@@ -69,7 +69,7 @@ class DeadRelu(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
-        start = f", {e['dead_at_start']:.0%} before the first update" if e["form"] == "dying" else ", from the start"
+        start = f", {e['dead_at_start']:.0%} before the first update" if e["form"] == "dying" and e["dead_at_start"] < m.value else ", from the start"
         return f"{e['dead_units']} of {e['units']} units are 0 for all {e['samples']} samples ({m.value:.2f}, limit {{limit}}){start}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
