@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -17,17 +19,62 @@ NAMES = {"cross_entropy": {"NLLLoss": "CrossEntropyLoss", "nll_loss": "cross_ent
 def replace_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The right loss by its name, class or function; class numbers instead of what was made of them."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
-    names = NAMES.get(str(prescription.arguments.get("to")), {})
-    edits = []
-    for node in ast.walk(tree.root):
-        if isinstance(node, (ast.Attribute, ast.Name)):
-            name = node.attr if isinstance(node, ast.Attribute) else node.id
-            if name in names and not isinstance(tree.parents.get(node), ast.Attribute):
-                whole = tree.source(node)
-                edits.append(tree.replace(node, whole[: len(whole) - len(name)] + names[name]))
+    edits = renamed(tree, NAMES.get(str(prescription.arguments.get("to")), {}), prescription.span)
     if not edits:
-        raise TreatmentRefused("the loss is not named in this file")
+        raise TreatmentRefused(f"the loss is not named in this file; use {prescription.arguments.get('to')} where it is made")
     return edits + (_class_numbers(tree, prescription) if finding.evidence.get("wrong") else [])
+
+
+def renamed(tree: Tree, names: Mapping[str, str], span: Span | None = None) -> list[Edit]:
+    """Every use of these names by their new ones, imports too; where `span` calls one loss of several, only what makes that one."""
+    found: list[tuple[ast.AST, str]] = []
+    for node in ast.walk(tree.root):
+        if isinstance(node, (ast.Attribute, ast.Name)) and not isinstance(tree.parents.get(node), ast.Attribute):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            if name in names:
+                found.append((node, name))
+    made = _makers(tree, span)
+    mine = [(n, name) for n, name in found if any(n is m or m in tree.up(n) for m in made)]
+    edits = []
+    for node, name in mine or found:
+        whole = tree.source(node)
+        edits.append(tree.replace(node, whole[: len(whole) - len(name)] + names[name]))
+    bare = {name for n, name in mine or found if isinstance(n, ast.Name)}
+    kept = {name for n, name in found if isinstance(n, ast.Name) and (n, name) not in (mine or found)}
+    return edits + [e for name in sorted(bare) for e in _imported(tree, name, names[name], name in kept)]
+
+
+def _makers(tree: Tree, span: Span | None) -> list[ast.AST]:
+    """The call at `span` itself, and the assignments of what it calls."""
+    try:
+        call = tree.call(span)
+    except TreatmentRefused:
+        return []
+    called = tree.source(call.func).rpartition(".")[2]
+    made = [n for n in ast.walk(tree.root) if isinstance(n, (ast.Assign, ast.AnnAssign))
+            and any(tree.source(t).rpartition(".")[2] == called for t in (n.targets if isinstance(n, ast.Assign) else [n.target]))]
+    return [call.func, *made]
+
+
+def _imported(tree: Tree, name: str, new: str, keep: bool) -> list[Edit]:
+    """`from torch.nn import MSELoss` names the new loss."""
+    for node in ast.walk(tree.root):
+        if isinstance(node, ast.ImportFrom):
+            aliases = {a.name for a in node.names}
+            for alias in node.names:
+                if alias.name == name and alias.asname is None and not (keep and new in aliases):
+                    return [tree.replace(alias, f"{name}, {new}" if keep else new)] if new not in aliases else []
+    return []
+
+
+def probabilities_wanted(tree: Tree) -> bool:
+    """Somewhere the outputs are read as probabilities: compared with 0.5 or rounded."""
+    for node in ast.walk(tree.root):
+        if isinstance(node, ast.Compare) and any(isinstance(c, ast.Constant) and c.value == 0.5 for c in node.comparators):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("round", "round_"):
+            return True
+    return False
 
 
 def _class_numbers(tree: Tree, prescription: Prescription) -> list[Edit]:

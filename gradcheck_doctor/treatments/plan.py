@@ -8,12 +8,12 @@ from dataclasses import replace
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.packs import complain, described, load
 from gradcheck_doctor.records.findings import Finding, Fix, ReportData
-from gradcheck_doctor.treatments import architecture, branches, clipping, holdings, initialise, layers, losses, training
+from gradcheck_doctor.treatments import activations, architecture, branches, clipping, holdings, initialise, layers, losses, training
 from gradcheck_doctor.treatments.context import Context, Planner
 
 GROUP = "gradcheck_doctor.treatments"
-PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **architecture.PLANNERS, **branches.PLANNERS, **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS,
-                                       **holdings.PLANNERS, **clipping.PLANNERS}
+PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **branches.PLANNERS, **initialise.PLANNERS,
+                                   **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS}
 
 
 @functools.cache
@@ -48,7 +48,8 @@ def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
     if planner is None:
         return replace(fix, refusal="no source edit is known for this; " + prescription.title)
     try:
-        return replace(fix, edits=tuple(planner(context, finding, prescription)))
+        edits = planner(context, finding, prescription)
+        return replace(fix, edits=tuple(context.tree(edits[0].span.file).with_imports(edits)) if edits else ())
     except TreatmentRefused as error:
         return replace(fix, refusal=str(error))
     except Exception as error:

@@ -11,16 +11,45 @@ from gradcheck_doctor.treatments.tree import Tree
 
 
 def optimizer(context: Context, prescription: Prescription) -> tuple[Tree, ast.Call]:
-    """The optimizer's constructor: where it was seen, else the last one in the file."""
+    """The optimizer's constructor where it was seen, TrainingArguments where a Trainer makes it, else the last optimizer in the file."""
     span = prescription.span
-    tree = context.tree(span.file if span is not None else None)
+    tree = context.tree(span.file if span is not None and _own(context, span) else None)
     try:
         node = tree.call(span)
     except TreatmentRefused:
-        node = context.optimizer_call(tree)
+        return tree, _arguments(tree) or context.optimizer_call(tree)
     if any(k.arg in ("lr", "eps") for k in node.keywords) or "parameters" in tree.source(node):
         return tree, node
-    return tree, context.optimizer_call(tree)
+    return tree, _arguments(tree) or context.optimizer_call(tree)
+
+
+def _own(context: Context, span: Span) -> bool:
+    """The span lies in the user's code, not in a library that made the optimizer for it."""
+    return "site-packages" not in span.file or "site-packages" in context.file
+
+
+def _arguments(tree: Tree) -> ast.Call | None:
+    """The construction of Hugging Face's TrainingArguments."""
+    return next((n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2].endswith("TrainingArguments")), None)
+
+
+def _given(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | None = None) -> ast.expr | None:
+    """An argument of a call, also out of a dictionary that is spread into it."""
+    for name in names:
+        found = _argument(node, name, position)
+        if found is not None:
+            return found
+    for spread in (k.value for k in node.keywords if k.arg is None):
+        tables = [spread] if isinstance(spread, ast.Dict) else [
+            n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and any(tree.source(t) == tree.source(spread) for t in n.targets)]
+        for table in tables:
+            pairs = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else (
+                (ast.Constant(k.arg), k.value) for k in table.keywords) if isinstance(table, ast.Call) else ()
+            found = next((v for k, v in pairs if isinstance(k, ast.Constant) and k.value in names), None)
+            if found is not None:
+                return found
+        raise TreatmentRefused(f"{names[0]} comes with {tree.source(spread)!r}; set it there")
+    return None
 
 
 def _argument(node: ast.Call, name: str, position: int | None = None) -> ast.expr | None:
@@ -34,41 +63,71 @@ def learning_rate(context: Context, finding: Finding, prescription: Prescription
     """Write the new rate where the old one stands."""
     tree, node = optimizer(context, prescription)
     value = f"{float(prescription.arguments['lr']):g}"
-    given = _argument(node, "lr", 1)
+    hugging = tree.source(node.func).endswith("TrainingArguments")
+    given = _given(tree, node, ("learning_rate",) if hugging else ("lr",), None if hugging else 1)
     if given is None:
-        return [Edit(_before_end(tree, node), f", lr={value}")]
+        return [tree.keyword(node, f"learning_rate={value}" if hugging else f"lr={value}")]
     return [constant(tree, given, value)]
-
-
-def _before_end(tree: Tree, node: ast.Call) -> Span:
-    whole = tree.span(node)
-    column = (whole.end_column or 1) - 1
-    return Span(whole.file, whole.end_line or whole.line, column, whole.end_line, column)
 
 
 def adam_epsilon(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Adam's default epsilon."""
     tree, node = optimizer(context, prescription)
-    given = _argument(node, "eps")
+    given = _given(tree, node, ("eps", "adam_epsilon"))
     if given is None:
         raise TreatmentRefused("eps is not given where the optimizer is constructed")
     return [constant(tree, given, "1e-8")]
 
 
 def zero_grad(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """optimizer.zero_grad() in front of the backward that belongs to the step."""
+    """optimizer.zero_grad() in front of the backward that belongs to the step, in the closure where the step has one."""
     tree, step = _step(context, prescription)
-    receiver = tree.source(step.func.value)  # type: ignore[attr-defined]
-    block = _block(tree, tree.statement(step))
+    receiver = _receiver(tree, step)
+    home = _closure(tree, step)
+    block = home.body if home is not None else _block(tree, tree.statement(step))
+    if any(tree.source(n.func) == f"{receiver}.zero_grad" for s in block for n in ast.walk(s) if isinstance(n, ast.Call) and isinstance(s, ast.Expr)):
+        raise TreatmentRefused(f"{receiver}.zero_grad() stands beside the step already; call it in front of backward()")
     for statement in block:
-        if any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "backward" for n in ast.walk(statement)):
+        if any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in ("backward", "manual_backward") for n in ast.walk(statement)):
             return [tree.before(statement, [f"{receiver}.zero_grad()"])]
     raise TreatmentRefused(f"no backward() in the block of {receiver}.step(); call {receiver}.zero_grad() before it")
 
 
+def _closure(tree: Tree, step: ast.Call) -> ast.FunctionDef | None:
+    """The function that is given to opt.step(closure)."""
+    name = step.args[0].id if step.args and isinstance(step.args[0], ast.Name) else ""
+    return next((n for n in ast.walk(tree.root) if isinstance(n, ast.FunctionDef) and n.name == name), None)
+
+
+def _receiver(tree: Tree, step: ast.Call) -> str:
+    """The optimizer of opt.step(), and of scaler.step(opt)."""
+    owner = tree.source(step.func.value)                                                 # type: ignore[attr-defined]
+    scaled = _scaler(tree, step)
+    return scaled or owner
+
+
+def _scaler(tree: Tree, step: ast.Call) -> str:
+    """The optimizer that a GradScaler steps, empty without one."""
+    first = step.args[0] if step.args else None
+    if isinstance(first, (ast.Name, ast.Attribute)) and _closure(tree, step) is None:
+        return tree.source(first)
+    return ""
+
+
 def _step(context: Context, prescription: Prescription) -> tuple[Tree, ast.Call]:
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
-    node = tree.call(prescription.span)
+    """optimizer.step() where it was seen, else the only one of the optimizer that the file constructs."""
+    if prescription.span is not None:
+        tree = context.tree(prescription.span.file)
+        node = tree.call(prescription.span)
+    else:
+        tree = context.tree()
+        made = tree.statement(context.optimizer_call(tree))
+        names = [tree.source(t) for t in made.targets] if isinstance(made, ast.Assign) else []
+        steps = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "step"
+                 and (tree.source(n.func.value) in names or n.args and tree.source(n.args[0]) in names)]
+        if len(steps) != 1:
+            raise TreatmentRefused("it can't be told which step() is meant")
+        node = steps[0]
     if not isinstance(node.func, ast.Attribute) or node.func.attr != "step":
         raise TreatmentRefused("optimizer.step() is not called in this file")
     return tree, node
@@ -85,19 +144,37 @@ def _block(tree: Tree, statement: ast.stmt) -> list[ast.stmt]:
 
 
 def clip_by_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """clip_grad_norm_ in front of the step; gradient_clip_val of a Trainer."""
+    """clip_grad_norm_ in front of the step; gradient_clip_val of a Lightning Trainer, max_grad_norm of Hugging Face's."""
     value = f"{float(prescription.arguments.get('max_norm', 1.0)):g}"
     value = value if "." in value else f"{value}.0"
     tree = context.tree()
+    hugging = _arguments(tree)
+    if hugging is not None:
+        given = _given(tree, hugging, ("max_grad_norm",))
+        if given is None:
+            raise TreatmentRefused("TrainingArguments clips at max_grad_norm=1.0 unless told otherwise; give a smaller one there")
+        return [constant(tree, given, value)]
     trainers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"]
     if trainers:
-        given = _argument(trainers[-1], "gradient_clip_val")
-        if given is not None:
-            return [constant(tree, given, value)]
-        return [tree.keyword(trainers[-1], f"gradient_clip_val={value}")]
+        return _trainer(tree, trainers[-1], value)
     tree, step = _step(context, prescription)
-    receiver = tree.source(step.func.value)  # type: ignore[attr-defined]
-    return [tree.before(tree.statement(step), [f"torch.nn.utils.clip_grad_norm_({_parameters(context, tree, step, receiver)}, {value})"])]
+    receiver, statement = _receiver(tree, step), tree.statement(step)
+    if _closure(tree, step) is not None:
+        raise TreatmentRefused(f"{receiver}.step takes a closure; clip behind backward() in it")
+    here = tree.function(step) or tree.root
+    if any("clip_grad_norm_" in tree.source(n.func) and tree.function(n) is tree.function(step) for n in ast.walk(here) if isinstance(n, ast.Call)):
+        raise TreatmentRefused("clip_grad_norm_ is called there already; look at its limit and its place between backward() and step()")
+    unscale = [f"{tree.source(step.func.value)}.unscale_({receiver})"] if _scaler(tree, step) and ".unscale_(" not in tree.text else []   # type: ignore[attr-defined]
+    return [tree.before(statement, [*unscale, f"{tree.nn()}utils.clip_grad_norm_({_parameters(context, tree, step, receiver)}, {value})"])]
+
+
+def _trainer(tree: Tree, node: ast.Call, value: str) -> list[Edit]:
+    """Clipping by norm in a Lightning Trainer."""
+    algorithm = _argument(node, "gradient_clip_algorithm")
+    given = _given(tree, node, ("gradient_clip_val",))
+    by_value = isinstance(algorithm, ast.Constant) and algorithm.value == "value"
+    edits = [tree.replace(algorithm, '"norm"')] if by_value and algorithm is not None else []
+    return [*edits, constant(tree, given, value) if given is not None else tree.keyword(node, f"gradient_clip_val={value}")]
 
 
 def _parameters(context: Context, tree: Tree, step: ast.Call, receiver: str) -> str:
@@ -114,19 +191,22 @@ def _parameters(context: Context, tree: Tree, step: ast.Call, receiver: str) -> 
 
 
 def clip_value_to_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """clip_grad_value_(p, v) becomes clip_grad_norm_(p, 1.0)."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    """clip_grad_value_(p, v) becomes clip_grad_norm_(p, 1.0); the same in a Lightning Trainer."""
+    tree = context.tree(prescription.span.file if prescription.span is not None and _own(context, prescription.span) else None)
     calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).endswith("clip_grad_value_")]
+    trainers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"
+                and isinstance(a := _argument(n, "gradient_clip_algorithm"), ast.Constant) and a.value == "value"]
+    if trainers and not calls:
+        return _trainer(tree, trainers[-1], "1.0")
     if not calls:
-        raise TreatmentRefused("clip_grad_value_ is not called in this file")
+        raise TreatmentRefused("clip_grad_value_ is not called in this file; clip by norm where it is")
     edits = []
     for node in calls:
-        limit = _argument(node, "clip_value", 1)
-        if limit is None:
-            raise TreatmentRefused("the clip value is not given in the call")
+        if _argument(node, "clip_value", 1) is None or not node.args:
+            raise TreatmentRefused("the clip value is not given in the call; write clip_grad_norm_(parameters, 1.0) there")
         name = tree.source(node.func).replace("clip_grad_value_", "clip_grad_norm_")
         edits.append(tree.replace(node, f"{name}({tree.source(node.args[0])}, 1.0)"))
-    for statement in tree.root.body:
+    for statement in ast.walk(tree.root):
         if isinstance(statement, ast.ImportFrom) and any(a.name == "clip_grad_value_" for a in statement.names):
             edits.append(tree.replace(statement, tree.source(statement).replace("clip_grad_value_", "clip_grad_norm_")))
     return edits
@@ -148,15 +228,31 @@ def freeze(context: Context, finding: Finding, prescription: Prescription) -> li
 
 
 def register_modules(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """A plain list of layers becomes an nn.ModuleList."""
+    """A plain list of layers becomes an nn.ModuleList; where a function makes the layers, the list that its results go into."""
     if finding.location is None:
         raise TreatmentRefused("it is not known where the layers were built")
     tree = context.tree(finding.location.file)
     node: ast.AST = tree.call(finding.location)
-    for around in tree.up(node):
-        if isinstance(around, (ast.List, ast.ListComp)) and isinstance(tree.parents[around], ast.Assign):
-            return [tree.replace(around, f"{tree.nn()}ModuleList({tree.source(around)})")]
+    for _ in range(3):
+        for around in tree.up(node):
+            if isinstance(around, (ast.List, ast.ListComp)) and isinstance(tree.parents[around], ast.Assign):
+                return [tree.replace(around, f"{tree.nn()}ModuleList({tree.source(around)})")]
+            if isinstance(around, ast.Call) and isinstance(around.func, ast.Attribute) and around.func.attr == "append":
+                return _grown(tree, around.func.value)
+        function = tree.function(node)
+        calls = [n for n in ast.walk(tree.root) if function is not None and isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == function.name]
+        if len(calls) != 1:
+            break
+        node = calls[0]
     raise TreatmentRefused("the layers are not in a list literal; keep them in an nn.ModuleList")
+
+
+def _grown(tree: Tree, owner: ast.expr) -> list[Edit]:
+    """self.parts = [] in front of self.parts.append(...)."""
+    made = [n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and any(tree.source(t) == tree.source(owner) for t in n.targets)]
+    if len(made) == 1 and isinstance(made[0], ast.List) and not made[0].elts and tree.source(owner).startswith("self."):
+        return [tree.replace(made[0], f"{tree.nn()}ModuleList()")]
+    raise TreatmentRefused(f"keep the layers in {tree.source(owner)} = {tree.nn()}ModuleList()")
 
 
 def autocast_bf16(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

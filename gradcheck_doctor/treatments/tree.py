@@ -68,6 +68,17 @@ class Tree:
                     return node
         raise TreatmentRefused("the call could not be found in the source")
 
+    def expression(self, span: Span | None) -> ast.expr:
+        """The outermost expression that `span` is exactly.
+
+        Raises:
+            TreatmentRefused: there is none.
+        """
+        for node in ast.walk(self.root):
+            if span is not None and isinstance(node, ast.expr) and (node.lineno, node.end_lineno) == (span.line, span.end_line) and self.span(node) == span:
+                return node
+        raise TreatmentRefused("the expression could not be found in the source")
+
     def up(self, node: ast.AST) -> Iterator[ast.AST]:
         """The nodes around `node`, the nearest first."""
         while node in self.parents:
@@ -126,35 +137,82 @@ class Tree:
         return list(parent.elts) if isinstance(parent, (ast.List, ast.Tuple)) else []
 
     def before(self, statement: ast.stmt, lines: Iterable[str]) -> Edit:
-        """Insert whole lines in front of a statement and its decorators, at its indentation."""
+        """Insert whole lines in front of a statement and its decorators, at its indentation; `a; b` gets one more statement."""
         first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+        here = self.span(statement)
+        if first == statement.lineno and self.lines[first - 1][: here.column - 1].strip():
+            return Edit(Span(self.file, first, here.column, first, here.column), self._inline(statement, lines) + "; ")
         return Edit(Span(self.file, first, 1, first, 1), self.block(statement, lines))
 
     def after(self, statement: ast.stmt, lines: Iterable[str]) -> Edit:
-        """Insert whole lines behind a statement, at its indentation."""
-        end, block = (statement.end_lineno or statement.lineno), self.block(statement, lines)
+        """Insert whole lines behind a statement, at its indentation; `a; b` gets one more statement."""
+        end, here = (statement.end_lineno or statement.lineno), self.span(statement)
+        column = here.end_column or 1
+        if self.lines[end - 1][column - 1:].lstrip().startswith(";") or self.lines[statement.lineno - 1][: here.column - 1].strip():
+            return Edit(Span(self.file, end, column, end, column), "; " + self._inline(statement, lines))
+        block = self.block(statement, lines)
         if end >= len(self.lines) and not self.text.endswith("\n"):
             return Edit(Span(self.file, end, len(self.lines[-1]) + 1, end, len(self.lines[-1]) + 1), self.newline + block.rstrip("\r\n"))
         return Edit(Span(self.file, end + 1, 1, end + 1, 1), block)
+
+    def _inline(self, statement: ast.stmt, lines: Iterable[str]) -> str:
+        """Simple statements for a line that others share."""
+        rows = list(lines)
+        if any(row.startswith(" ") or row.endswith(":") for row in rows):
+            raise TreatmentRefused(f"line {statement.lineno} holds several statements; give each its own line and write there:\n" + "\n".join(rows))
+        return "; ".join(rows)
 
     @property
     def newline(self) -> str:
         return "\r\n" if self.lines and self.lines[0].endswith("\r\n") else "\n"
 
-    def nn(self) -> str:
-        """What stands in front of names of torch.nn in this file."""
-        for node in self.root.body:
+    @functools.cached_property
+    def imported(self) -> dict[str, str]:
+        """Modules of torch that this file names at its top level, by what they are called here; `torch.nn.*` is a star import."""
+        found: dict[str, str] = {}
+        for node in _top_level(self.root.body):
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    if alias.name == "torch.nn" and alias.asname:
-                        return f"{alias.asname}."
-            if isinstance(node, ast.ImportFrom) and node.module == "torch":
+                    found.setdefault(*((alias.name, alias.asname) if alias.asname else (alias.name.partition(".")[0],) * 2))
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 for alias in node.names:
-                    if alias.name == "nn":
-                        return f"{alias.asname or 'nn'}."
-            if isinstance(node, ast.ImportFrom) and node.module == "torch.nn" and any(a.name == "*" for a in node.names):
-                return ""
-        return "torch.nn."
+                    found.setdefault(f"{node.module}.{alias.name}", alias.asname or alias.name)
+        return found
+
+    def torch(self) -> str:
+        """What stands in front of names of torch in this file."""
+        return f"{self.imported.get('torch', 'torch')}."
+
+    def nn(self) -> str:
+        """What stands in front of names of torch.nn in this file."""
+        if "torch.nn" in self.imported:
+            return f"{self.imported['torch.nn']}."
+        return "" if "torch.nn.*" in self.imported else f"{self.torch()}nn."
+
+    def functional(self) -> str:
+        """What stands in front of names of torch.nn.functional in this file."""
+        return f"{self.imported['torch.nn.functional']}." if "torch.nn.functional" in self.imported else f"{self.nn()}functional."
+
+    def with_imports(self, edits: Iterable[Edit]) -> list[Edit]:
+        """The edits, and `import torch` where they name it and the file does not."""
+        edits = list(edits)
+        if "torch" in self.imported or not any(re.search(r"(?<![\w.])torch\.", e.text) for e in edits if e.span.file == self.file):
+            return edits
+        body = self.root.body
+        start = 1 if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) else 0
+        while start < len(body) and isinstance(body[start], ast.ImportFrom) and body[start].module == "__future__":   # type: ignore[attr-defined]
+            start += 1
+        imports = [n for n in body[start:] if isinstance(n, (ast.Import, ast.ImportFrom))]
+        mine = [n for n in imports if "torch" in self.source(n)]
+        return [self.before((mine or imports or body[start:])[0], ["import torch"]), *edits]
+
+
+def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run on import, those in `if` and `try` too."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            yield from _top_level([*node.body, *node.orelse, *getattr(node, "finalbody", [])])
 
 
 def read(file: str) -> Tree:
@@ -223,20 +281,39 @@ def offsets(starts: list[int], span: Span) -> tuple[int, int]:
 
 
 def applied(text: str, edits: Iterable[Edit]) -> str:
-    """`text` with the edits made, last first.
+    """`text` with the edits made, last first; an edit inside another one is made in that one's text.
 
     Raises:
-        TreatmentRefused: two edits overlap, or the result does not parse.
+        TreatmentRefused: two edits contradict each other, or the result does not parse.
     """
     starts = _starts(lines_of(text))
-    places = sorted(((*offsets(starts, e.span), e.text) for e in dict.fromkeys(edits)), reverse=True)
-    for (begin, _, _), (_, end, _) in zip(places, places[1:], strict=False):
-        if end > begin:
-            raise TreatmentRefused("two edits touch the same expression")
-    for begin, end, new in places:
+    places = _nested(text, [(*offsets(starts, e.span), e.text) for e in dict.fromkeys(edits)])
+    for begin, end, new in sorted(places, key=lambda p: p[:2], reverse=True):
         text = text[:begin] + new + text[end:]
     try:
         ast.parse(text)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise TreatmentRefused(f"the edited file would not parse: {error}") from error
     return text
+
+
+def _nested(text: str, places: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Edits side by side: insertions at one place joined in their order, inner edits carried out in the text of the outer ones."""
+    kept: list[tuple[int, int, str]] = []
+    for begin, end, new in sorted(places, key=lambda p: (p[1] - p[0])):            # the innermost first; sorted keeps the order of equals
+        inner = [p for p in kept if begin <= p[0] and p[1] <= end and (p[1] > begin and p[0] < end or begin == end == p[0] == p[1])]
+        for place in sorted(inner, reverse=True):
+            if begin == end:
+                new = place[2] + new
+            elif (begin, end) != place[:2] and place[0] < place[1]:
+                old = text[place[0]:place[1]]
+                if new.count(old) != 1:
+                    raise TreatmentRefused("two edits touch the same expression")
+                new = new.replace(old, place[2])
+            else:
+                raise TreatmentRefused("two edits touch the same expression")
+            kept.remove(place)
+        if any(begin < p[1] and p[0] < end for p in kept):
+            raise TreatmentRefused("two edits touch the same expression")
+        kept.append((begin, end, new))
+    return kept

@@ -1,0 +1,176 @@
+"""Weights that a script draws itself: torch.randn(...) as a plain tensor or in nn.Parameter, scaled where it is drawn."""
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Edit, LayerRow
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.tree import Tree
+
+LIBRARY = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+MULTIPLY = ("matmul", "mm", "bmm")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """torch.randn(rows, columns) with the factors around it; `fan` is the axis that is summed over."""
+
+    tree: Tree
+    call: ast.Call
+    whole: ast.expr
+    fan: int
+
+    @property
+    def size(self) -> list[str]:
+        """Source of the two sizes.
+
+        Raises:
+            TreatmentRefused: they are not two expressions in the call.
+        """
+        first = self.call.args[0] if self.call.args else None
+        sizes = list(first.elts) if len(self.call.args) == 1 and isinstance(first, (ast.Tuple, ast.List)) else self.call.args
+        if len(sizes) != 2 or any(isinstance(a, ast.Starred) for a in sizes):
+            raise TreatmentRefused(f"the two sizes can't be read from {self.tree.source(self.call)!r}; scale it by hand, for LeCun by 1 / fan_in**0.5")
+        return [self.tree.source(a) if isinstance(a, (ast.Name, ast.Attribute, ast.Constant)) else f"({self.tree.source(a)})" for a in sizes]
+
+    def scaled(self, scheme: str, slope: float) -> Edit:
+        """The draw with the standard deviation of a scheme; a factor that stood there goes."""
+        fan_in = self.size[self.fan]
+        if scheme.startswith("glorot"):
+            factor = f" * (2 / ({' + '.join(self.size)}))**0.5"
+        elif scheme.startswith("he"):
+            factor = f" * (2 / {fan_in})**0.5" if not slope else f" * (2 / ((1 + {slope:g}**2) * {fan_in}))**0.5"
+        else:
+            factor = f" / {fan_in}**0.5"
+        return self._written(lambda drawn: drawn + factor)
+
+    def orthogonal(self) -> Edit:
+        """The draw made orthogonal."""
+        return self._written(lambda drawn: f"{self.tree.nn()}init.orthogonal_({drawn})", simple=True)
+
+    def _written(self, make: object, simple: bool = False) -> Edit:
+        """`make` of the bare draw, as a leaf that requires gradients where the old one was."""
+        assert callable(make)
+        text = self.tree.source(self.call)
+        wanted = next((k for k in self.call.keywords if k.arg == "requires_grad"), None)
+        if wanted is not None:
+            kept = [self.tree.source(a) for a in [*self.call.args, *(k for k in self.call.keywords if k is not wanted)]]
+            text = f"{self.tree.source(self.call.func)}({', '.join(kept)})"
+        new = make(text)
+        parent = self.tree.parents[self.whole]
+        if not simple and (wanted is not None or isinstance(parent, (ast.Attribute, ast.BinOp, ast.UnaryOp))):
+            new = f"({new})"
+        return self.tree.replace(self.whole, new + (f".requires_grad_({self.tree.source(wanted.value)})" if wanted is not None else ""))
+
+
+def draws(context: Context, rows: Iterable[LayerRow]) -> list[Draw]:
+    """The draws of the weights that these rows apply, each once."""
+    found: dict[ast.Call, Draw] = {}
+    for row in rows:
+        if row.location is None:
+            continue
+        tree = context.tree(row.location.file)
+        try:
+            used = tree.expression(row.location)
+        except TreatmentRefused:
+            continue
+        for name, fan in _weights(tree, used):
+            for draw in _named(tree, used, name, fan):
+                found.setdefault(draw.call, draw)
+    return list(found.values())
+
+
+def is_own_layer(tree: Tree, node: ast.expr) -> ast.ClassDef | None:
+    """The class of a layer with parameters of its own: defined in this file, not derived from a layer of torch.nn."""
+    name = tree.source(node.func) if isinstance(node, ast.Call) else ""
+    seen = set()
+    found: ast.ClassDef | None = None
+    while name and name not in seen:
+        seen.add(name)
+        owner = next((n for n in ast.walk(tree.root) if isinstance(n, ast.ClassDef) and n.name == name), None)
+        if owner is None:
+            return None if name.rpartition(".")[2] in LIBRARY else found
+        found = found or owner
+        name = tree.source(owner.bases[0]) if owner.bases else ""
+    return found
+
+
+def _weights(tree: Tree, used: ast.expr) -> Iterator[tuple[str, int]]:
+    """(name of the weight, axis of its fan-in) of `h @ W`, `W @ h`, `F.linear(h, W)`, or of the uses in a layer's class."""
+    owner = is_own_layer(tree, used)
+    if owner is not None:
+        for node in ast.walk(owner):
+            if isinstance(node, (ast.BinOp, ast.Call)):
+                yield from _operands(tree, node)
+    else:
+        yield from _operands(tree, used)
+
+
+def _operands(tree: Tree, node: ast.expr) -> Iterator[tuple[str, int]]:
+    name = tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        yield from _side(tree, node.right, 0)
+        yield from _side(tree, node.left, 1)
+    elif isinstance(node, ast.Call) and name == "linear" and len(node.args) > 1:
+        yield from _side(tree, node.args[1], 1)
+    elif isinstance(node, ast.Call) and name in MULTIPLY and node.args:
+        yield from _side(tree, node.args[-1], 0)
+        left = node.args[0] if len(node.args) > 1 else node.func.value if isinstance(node.func, ast.Attribute) else None
+        if left is not None:
+            yield from _side(tree, left, 1)
+
+
+def _side(tree: Tree, node: ast.expr, fan: int) -> Iterator[tuple[str, int]]:
+    """A weight, transposed or taken out of a list."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("t", "transpose"):
+        node, fan = node.func.value, 1 - fan
+    elif isinstance(node, ast.Attribute) and node.attr in ("T", "mT"):
+        node, fan = node.value, 1 - fan
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Name) or isinstance(node, ast.Attribute) and tree.source(node.value) == "self":
+        yield tree.source(node), fan
+
+
+def _named(tree: Tree, used: ast.expr, name: str, fan: int) -> Iterator[Draw]:
+    """The draws that a name gets: assigned to it, or put into the list of that name."""
+    home = is_own_layer(tree, used) or next((n for n in tree.up(used) if isinstance(n, ast.ClassDef)), None)
+    for call in ast.walk(home if name.startswith("self.") and home is not None else tree.root):
+        if isinstance(call, ast.Call) and tree.source(call.func).rpartition(".")[2] == "randn":
+            statement = tree.statement(call)
+            goals = _targets(tree, statement)
+            if name in goals or any(_joins(tree, statement, goal, name) for goal in goals):
+                yield Draw(tree, call, _factors(tree, call), fan)
+
+
+def _targets(tree: Tree, statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.Assign):
+        return [tree.source(t) for t in statement.targets]
+    if isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        return [tree.source(statement.target)]
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ("append", "extend"):
+        return [tree.source(value.func.value)]
+    return []
+
+
+def _joins(tree: Tree, drawn: ast.stmt, goal: str, name: str) -> bool:
+    """`params += [W, b]`, `params.append(W)` or `params = [W, b]` in the function of the draw."""
+    home = tree.function(drawn) or tree.root
+    return any(isinstance(n, ast.stmt) and name in _targets(tree, n) and any(isinstance(x, ast.Name) and x.id == goal for x in ast.walk(n))
+               for n in ast.walk(home)) and goal.isidentifier()
+
+
+def _factors(tree: Tree, call: ast.Call) -> ast.expr:
+    """The draw with what it is multiplied or divided by."""
+    whole: ast.expr = call
+    for around in tree.up(call):
+        if not isinstance(around, ast.BinOp) or not isinstance(around.op, (ast.Mult, ast.Div)):
+            break
+        if isinstance(around.op, ast.Div) and around.right is whole:
+            break
+        whole = around
+    return whole

@@ -1,0 +1,52 @@
+"""The output layer's bias at the start: the mean of the targets, or the shares of the classes."""
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.tree import Tree
+
+HEADS = ("linear", "conv1d", "conv2d", "conv3d")
+
+
+def target_bias(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The output bias starts at the mean of the targets, in front of the optimizer."""
+    tree, statement, bias = _bias(context)
+    value = float(prescription.arguments["value"])
+    return [_once(tree, statement, [f"{tree.nn()}init.constant_({bias}, {value:.4g})"])]
+
+
+def class_prior(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The output bias starts at the logarithm of the class shares (the log odds of a single unit), in front of the optimizer."""
+    tree, statement, bias = _bias(context)
+    values = prescription.arguments.get("value", prescription.arguments.get("values"))
+    if isinstance(values, (int, float)):
+        return [_once(tree, statement, [f"{tree.nn()}init.constant_({bias}, {float(values):.4g})"])]
+    if isinstance(values, Sequence) and not isinstance(values, str) and values:
+        numbers = ", ".join(f"{float(v):.4g}" for v in values)
+        return [_once(tree, statement, [f"with {tree.torch()}no_grad():", f"    {bias}.copy_({tree.torch()}tensor([{numbers}]))"])]
+    raise TreatmentRefused(f"the shares of the classes are not in the report; in front of the optimizer, under torch.no_grad(), write "
+                           f"{bias}.copy_(torch.log(torch.bincount(targets) / len(targets)))")
+
+
+def _bias(context: Context) -> tuple[Tree, ast.stmt, str]:
+    """(file, statement of the optimizer, source of the output layer's bias)."""
+    tree = context.tree()
+    head = next((r for r in reversed(context.layers) if r.op in HEADS and r.module), None)
+    made = context.optimizer_call(tree)
+    first = made.args[0] if made.args else next((k.value for k in made.keywords if k.arg == "params"), None)
+    if head is None or not isinstance(first, ast.Call) or not isinstance(first.func, ast.Attribute) or first.func.attr != "parameters":
+        raise TreatmentRefused("the output layer or the optimizer's parameters were not found; set the bias of the output layer before training")
+    if head.location is not None and head.location.file == tree.file and "bias=False" in tree.source(tree.call(head.location)):
+        raise TreatmentRefused(f"the output layer {head.module} has no bias")
+    path = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in head.module.split(".") if p)
+    return tree, tree.statement(made), f"{tree.source(first.func.value)}{path}.bias"
+
+
+def _once(tree: Tree, statement: ast.stmt, lines: list[str]) -> Edit:
+    if tree.block(statement, lines) in tree.text:
+        raise TreatmentRefused("the bias is set there already")
+    return tree.before(statement, lines)
