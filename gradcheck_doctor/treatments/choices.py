@@ -37,13 +37,18 @@ def choice(tree: Tree, node: ast.Call) -> Choice | None:
     return _branch(tree, node)
 
 
+def origins(tree: Tree, node: ast.expr) -> list[ast.expr]:
+    """Where a value comes from, as far as this file says; what can't be followed stands for itself."""
+    return list(dict.fromkeys(_origins(tree, node, DEPTH)))
+
+
 def origin(tree: Tree, node: ast.Call) -> ast.expr | None:
     """nn.Tanh of `def f(act=nn.Tanh): ... act()`; None where the constructor is named in the call itself.
 
     Raises:
         TreatmentRefused: the name is a variable, and it can't be told for certain what it holds.
     """
-    found = list(dict.fromkeys(_origins(tree, node.func, DEPTH)))
+    found = origins(tree, node.func)
     if found == [node.func]:
         return None
     if len(found) == 1 and isinstance(found[0], (ast.Name, ast.Attribute)) and tree.source(found[0]).rpartition(".")[2][:1].isupper():
@@ -60,10 +65,10 @@ def changed(tree: Tree, found: Choice, to: str) -> Edit:
     names = [to] if found.options is None else [key for key, value in found.options.items() if value == to]
     if not names:
         raise TreatmentRefused(f"{tree.source(found.setting)!r} chooses the activation and has no name for {to}; add it to the choices and set it there")
-    origins = list(dict.fromkeys(_origins(tree, found.setting, DEPTH)))
-    if len(origins) == 1 and isinstance(origins[0], ast.Constant) and isinstance(origins[0].value, str):
-        quote = tree.source(origins[0])[-1]
-        return tree.replace(origins[0], f"{quote}{names[0]}{quote}")
+    sources = origins(tree, found.setting)
+    if len(sources) == 1 and isinstance(sources[0], ast.Constant) and isinstance(sources[0].value, str):
+        quote = tree.source(sources[0])[-1]
+        return tree.replace(sources[0], f"{quote}{names[0]}{quote}")
     raise TreatmentRefused(f"the activation comes from a configuration: it can't be told where {tree.source(found.setting)!r} gets its value; "
                            f"set it to {names[0]!r} there")
 

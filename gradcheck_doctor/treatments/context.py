@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -48,6 +49,15 @@ class Context:
         if not calls:
             raise TreatmentRefused("no optimizer is constructed in this file")
         return max(calls, key=lambda n: n.lineno)
+
+
+def number(value: float) -> str:
+    """A number as people write it: three digits, 1e-7 rather than 1e-07.
+
+    >>> number(1e-7), number(0.000769231), number(0.05)
+    ('1e-7', '0.000769', '0.05')
+    """
+    return re.sub(r"e([+-])0+", r"e\1", f"{value:.3g}")
 
 
 def constant(tree: Tree, node: ast.expr, value: str) -> Edit:

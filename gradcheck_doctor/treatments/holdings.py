@@ -6,7 +6,7 @@ import re
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
-from gradcheck_doctor.treatments.context import Context, constant
+from gradcheck_doctor.treatments.context import Context, constant, number
 from gradcheck_doctor.treatments.training import optimizer
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -75,7 +75,7 @@ def weight_decay(context: Context, finding: Finding, prescription: Prescription)
     given = next((k.value for k in made.keywords if k.arg == "weight_decay"), None)
     if given is None:
         raise TreatmentRefused("weight_decay is not given where the optimizer is constructed")
-    return [constant(tree, given, f"{float(prescription.arguments['weight_decay']):g}")]
+    return [constant(tree, given, number(float(prescription.arguments["weight_decay"])))]
 
 
 def grad_scaler(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -6,7 +6,7 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.context import Context, number
 from gradcheck_doctor.treatments.tree import Tree
 
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")
@@ -63,7 +63,7 @@ def clamp_input(context: Context, finding: Finding, prescription: Prescription) 
     """log(p) becomes log(p.clamp(min=1e-7)), for every logarithm of the statement."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
     statement = tree.statement(tree.call(prescription.span))
-    least = f"{float(prescription.arguments.get('minimum', 1e-7)):g}"
+    least = number(float(prescription.arguments.get("minimum", 1e-7)))
     edits = []
     for node in ast.walk(statement):
         name = tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""

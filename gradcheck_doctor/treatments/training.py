@@ -6,7 +6,8 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.context import Context, constant
+from gradcheck_doctor.treatments.choices import origins
+from gradcheck_doctor.treatments.context import Context, constant, number
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -40,16 +41,18 @@ def _given(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | N
         if found is not None:
             return found
     for spread in (k.value for k in node.keywords if k.arg is None):
-        tables = [spread] if isinstance(spread, ast.Dict) else [
-            n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and any(tree.source(t) == tree.source(spread) for t in n.targets)]
-        for table in tables:
-            pairs = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else (
-                (ast.Constant(k.arg), k.value) for k in table.keywords) if isinstance(table, ast.Call) else ()
-            found = next((v for k, v in pairs if isinstance(k, ast.Constant) and k.value in names), None)
-            if found is not None:
-                return found
+        tables = origins(tree, spread)
+        if len(tables) == 1 and (found := _entry(tables[0], names)) is not None:
+            return found
         raise TreatmentRefused(f"{names[0]} comes with {tree.source(spread)!r}; set it there")
     return None
+
+
+def _entry(table: ast.expr, names: tuple[str, ...]) -> ast.expr | None:
+    """The value of a key in {...} or dict(...)."""
+    if isinstance(table, ast.Dict):
+        return next((v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant) and k.value in names), None)
+    return next((k.value for k in table.keywords if k.arg in names), None) if isinstance(table, ast.Call) else None
 
 
 def _argument(node: ast.Call, name: str, position: int | None = None) -> ast.expr | None:
@@ -62,7 +65,7 @@ def _argument(node: ast.Call, name: str, position: int | None = None) -> ast.exp
 def learning_rate(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Write the new rate where the old one stands."""
     tree, node = optimizer(context, prescription)
-    value = f"{float(prescription.arguments['lr']):g}"
+    value = number(float(prescription.arguments["lr"]))
     hugging = tree.source(node.func).endswith("TrainingArguments")
     given = _given(tree, node, ("learning_rate",) if hugging else ("lr",), None if hugging else 1)
     if given is None:

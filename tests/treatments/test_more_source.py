@@ -33,10 +33,10 @@ def test_alpha_dropout_and_swap(tmp_path):
 def test_clamp_every_log_of_the_statement(tmp_path):
     text = HEAD + "def bce(p, y):\n    return -(y * torch.log(p) + (1 - y) * (1 - p).log()).mean()\n"
     after = edit(tmp_path, text, "clamp-input", where="torch.log(p)", minimum=1e-7)
-    assert after == text.replace("torch.log(p)", "torch.log(p.clamp(min=1e-07))").replace("(1 - p).log()", "(1 - p).clamp(min=1e-07).log()")
+    assert after == text.replace("torch.log(p)", "torch.log(p.clamp(min=1e-7))").replace("(1 - p).log()", "(1 - p).clamp(min=1e-7).log()")
     with pytest.raises(TreatmentRefused, match="already"):
-        edit(tmp_path, after, "clamp-input", where="torch.log(p.clamp(min=1e-07))", minimum=1e-7)
-    assert "torch.sqrt((a + b).clamp(min=1e-07))" in edit(tmp_path, HEAD + "d = torch.sqrt(a + b)\n", "clamp-input", where="torch.sqrt(a + b)")
+        edit(tmp_path, after, "clamp-input", where="torch.log(p.clamp(min=1e-7))", minimum=1e-7)
+    assert "torch.sqrt((a + b).clamp(min=1e-7))" in edit(tmp_path, HEAD + "d = torch.sqrt(a + b)\n", "clamp-input", where="torch.sqrt(a + b)")
 
 
 def test_the_optimizer_gets_what_it_misses(tmp_path):

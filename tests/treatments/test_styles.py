@@ -1,12 +1,16 @@
 """Golden source edits in every style that people write models and training loops in: what goes in, what comes out, every other byte kept."""
 import ast
+import json
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from gradcheck_doctor.cli.main import main
 from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.codec import from_json
 from gradcheck_doctor.records.findings import Finding, Fix, LayerRow, Prescription, ReportData
-from gradcheck_doctor.treatments.plan import planned
+from gradcheck_doctor.treatments.plan import PLANNERS, planned
 from gradcheck_doctor.treatments.tree import applied
 from tests.treatments.test_source import span_of
 
@@ -466,11 +470,19 @@ def test_a_rate_from_elsewhere_is_shown(tmp_path):
     text = HEAD + "opt = torch.optim.SGD(net.parameters(), **load())\n"
     with pytest.raises(TreatmentRefused, match="'load\\(\\)'; set it there"):
         cured(tmp_path, text, "learning-rate", where="torch.optim.SGD(net.parameters(), **load())", lr=0.03)
+    with pytest.raises(TreatmentRefused, match="set it to 0.03 there"):
+        cured(tmp_path, text.replace("**load()", "lr=load()"), "learning-rate", where="torch.optim.SGD(net.parameters(), lr=load())", lr=0.03)
 
 
 def test_epsilon_out_of_a_dictionary(tmp_path):
     text = HEAD + 'kw = dict(lr=1e-3, eps=1.0)\nopt = torch.optim.Adam(net.parameters(), **kw)\n'
     check(tmp_path, text, text.replace("1.0", "1e-8"), "adam-epsilon", where="torch.optim.Adam(net.parameters(), **kw)")
+
+
+def test_epsilon_out_of_a_configuration(tmp_path):
+    made = 'torch.optim.Adam(net.parameters(), **c["kwargs"])'
+    text = HEAD + f'CONFIG = {{"optimizer": {{"name": "Adam", "kwargs": {{"eps": 1.0}}}}}}\ndef build(net, c):\n    return {made}\nbuild(net, CONFIG["optimizer"])\n'
+    check(tmp_path, text, text.replace("1.0", "1e-8"), "adam-epsilon", where=made)
 
 
 def test_bias_dropout_and_registration_in_other_styles(tmp_path):
@@ -512,10 +524,51 @@ def test_group_norm_frozen_statistics_and_half_precision(tmp_path):
     check(tmp_path, text, text.replace("float16", "bfloat16"), "autocast-bf16")
 
 
-def test_every_treatment_of_this_package_has_a_golden_test():
-    from pathlib import Path
+def test_freezing_by_the_method(tmp_path):
+    text = HEAD + "net.trunk.requires_grad = False\n"
+    check(tmp_path, text, text.replace(".requires_grad = False", ".requires_grad_(False)"), "freeze", modules=("trunk",))
 
-    from gradcheck_doctor.treatments.plan import PLANNERS
+
+SICK = {
+    "sequential": HEAD + "model = nn.Sequential(*[x for _ in range(12) for x in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 1))\n",
+    "factory": "from torch.nn import *\ndef build_model():\n    layers = []\n    for _ in range(12):\n        layers += [Linear(32, 32), SELU()]\n"
+               "    return Sequential(*layers, Linear(32, 1))\n",
+    "class with functional calls": HEAD + "import torch.nn.functional as F\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(12))\n        self.head = nn.Linear(32, 1)\n\n    def forward(self, x):\n"
+        "        for layer in self.layers:\n            x = F.relu(layer(x))\n        return self.head(x)\n",
+    "own layers": HEAD + "class Own(nn.Module):\n    def __init__(self, i, o):\n        super().__init__()\n        self.weight = nn.Parameter(torch.randn(o, i) * 0.05)\n"
+        "\n    def forward(self, x):\n        return nn.functional.linear(x, self.weight)\n\n\n"
+        "model = nn.Sequential(*[x for _ in range(9) for x in (Own(32, 32), nn.ReLU())], nn.Linear(32, 1))\n",
+    "own initialisation": HEAD + "model = nn.Sequential(*[x for _ in range(9) for x in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 1))\n"
+        "for p in model.parameters():\n    nn.init.normal_(p)\n",
+}
+
+
+def audited(path, tmp_path):
+    output = tmp_path / "report.json"
+    with pytest.raises(SystemExit):
+        main(["audit", str(path), "--input", "float32[64,32]", "--format", "json", "--output", str(output)])
+    data = json.loads(output.read_text())
+    return from_json(data["reports"][0] if "reports" in data else data)
+
+
+@pytest.mark.parametrize("style", SICK)
+def test_the_edited_file_is_audited_without_the_finding(tmp_path, style):
+    path = tmp_path / "net.py"
+    path.write_text(SICK[style])
+    report = audited(path, tmp_path)
+    finding, fix = next((f, x) for f, x in planned(report, str(path), unsafe=True) if x.edits)
+    assert finding.severity != "info"
+    path.write_text(applied(SICK[style], fix.edits))
+
+    again = audited(path, tmp_path)
+
+    assert finding.rule not in {f.rule for f in again.findings if f.severity != "info"} and again.count("error") == 0
+    assert not [x for f, x in planned(again, str(path), unsafe=True) if f.rule == finding.rule]
+
+
+def test_every_treatment_of_this_package_has_a_golden_test():
     here = Path(__file__).parent
-    named = {n.value for f in (here / "test_styles.py", here / "test_source.py", here / "test_more_source.py") for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    files = [here / name for name in ("test_styles.py", "test_source.py", "test_more_source.py")]
+    named = {n.value for f in files for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     assert set(PLANNERS) <= named
