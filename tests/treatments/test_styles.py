@@ -407,6 +407,14 @@ def test_clip_behind_unscaling(tmp_path):
     check(tmp_path, scaled, scaled.replace("        scaler.step", f"        {CLIP}\n        scaler.step"), "clip-by-norm", where="scaler.step(opt)")
 
 
+def test_a_clip_that_stands_wrong_is_moved_or_unscaled(tmp_path):
+    early = LOOP.replace("        loss.backward()", f"        {CLIP}\n        loss.backward()")
+    right = LOOP.replace("        opt.step()", f"        {CLIP}\n        opt.step()")
+    check(tmp_path, early, right, "move-clip", where=CLIP)
+    scaled = right.replace("opt.step()", "scaler.step(opt)")
+    check(tmp_path, scaled, scaled.replace(f"        {CLIP}", f"        scaler.unscale_(opt)\n        {CLIP}"), "unscale", where=CLIP)
+
+
 TRAINERS = {
     "Lightning": ("t = pl.Trainer(max_epochs=3)", "t = pl.Trainer(max_epochs=3, gradient_clip_val=1.0)"),
     "Lightning over lines": ("t = Trainer(\n    max_epochs=3,\n)", "t = Trainer(\n    max_epochs=3, gradient_clip_val=1.0,\n)"),
