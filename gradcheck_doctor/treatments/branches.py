@@ -38,22 +38,8 @@ def _wrapped(tree: Tree, row: LayerRow) -> list[Edit]:
         if isinstance(call, ast.Call) and tree.source(call.func) == f"self.{name}" and len(call.args) == 1 and isinstance(call.args[0], ast.Name):
             value = call.args[0].id
             norm = f"layer_norm({value}, {value}.shape[-1:])" if row.op == "linear" else f"group_norm({value}, 1)"
-            edits.append(tree.replace(call.args[0], f"{_functional(tree)}{norm}"))
+            edits.append(tree.replace(call.args[0], f"{tree.functional()}{norm}"))
     return edits
-
-
-def _functional(tree: Tree) -> str:
-    """What stands in front of the functions of torch.nn.functional in this file."""
-    for node in tree.root.body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name == "torch.nn.functional" and alias.asname:
-                    return f"{alias.asname}."
-        if isinstance(node, ast.ImportFrom) and node.module == "torch.nn":
-            for alias in node.names:
-                if alias.name == "functional":
-                    return f"{alias.asname or 'functional'}."
-    return f"{tree.nn() or 'torch.nn.'}functional."
 
 
 PLANNERS = {"normalise-branches": normalise_branches}
