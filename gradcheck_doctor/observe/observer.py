@@ -24,6 +24,7 @@ from gradcheck_doctor.observe.graph import Graph, Node
 from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
+from gradcheck_doctor.observe.norm_input import note_first_norm
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.scope import Roots, Scope
 from gradcheck_doctor.observe.through_time import watch_input
@@ -65,6 +66,7 @@ class Observer(TorchFunctionMode):
         self.on_backward: Callable[[Tensor], None] | None = None
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
+        self._norm_seen = False
         self._pending: list[tuple[Node, bool, int]] = []
         self._thread = threading.get_ident()
         self._process = os.getpid()
@@ -236,6 +238,9 @@ class Observer(TorchFunctionMode):
             self.graph.bind(value, node.index)
         if category in MEASURED or op in FRAGILE:
             self._measure(node, values)
+        if new and op == "batch_norm" and not self._norm_seen:
+            self._norm_seen = True
+            note_first_norm(node, args[0] if args else None)
         if category == "recurrent":
             watch_input(node, args[0] if args else None, self._fail)
         if (category == "loss" or op == "sub" and is_residual(args)) and isinstance(output, Tensor) and node.index not in self.losses:
