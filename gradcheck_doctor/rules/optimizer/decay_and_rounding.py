@@ -10,11 +10,14 @@ from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
 
+SHRUNK = 0.7           # median ||w|| at the end over ||w|| at the start
+
 
 class DecayDominates(Rule):
     """Weight decay pulls harder on the weights than the loss does.
 
-    What it measures: weight decay times ||w|| over ||g||, median over the weights and observed steps, for decay that is part of the gradient.
+    What it measures: weight decay times ||w|| over ||g||, median over the weights and observed steps, for decay that is part of the gradient; info
+    unless the weights really shrank below 70 % of their first size (a gradient that vanished for another reason is outweighed by any decay).
 
     Why it matters: the weights shrink towards zero whatever the data say.
 
@@ -37,16 +40,30 @@ class DecayDominates(Rule):
             ratios = [decay * row.weight_norm / row.grad_norm for p in recording.parameters if len(p.shape) >= 2
                       for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
             if decay > 0 and record.name in ("SGD", "Adam", "RMSprop", "Adagrad") and len(ratios) >= 10:
-                yield Measurement(value=median(ratios), location=record.built, cap=mild(recording), evidence={"ratio": median(ratios), "weight_decay": decay})
+                left = _left(recording)
+                yield Measurement(value=median(ratios), location=record.built, cap="info" if left is None or left > SHRUNK else mild(recording),
+                                  evidence={"ratio": median(ratios), "weight_decay": decay, "weights_left": left})
 
     def message(self, m: Measurement) -> str:
-        return f"weight decay {m.evidence['weight_decay']:g} pulls {m.value:.3g} times as hard as the gradient (limit {{limit}})"
+        left = m.evidence["weights_left"]
+        return (f"weight decay {m.evidence['weight_decay']:g} pulls {m.value:.3g} times as hard as the gradient (limit {{limit}})"
+                + (f"; the weights end at {left:.0%} of their size" if left is not None else ""))
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         decay = m.evidence["weight_decay"]
         factor = 10 ** math.ceil(math.log10(max(10.0, m.value)))
         return tuple(Prescription("weight-decay", f"Lower the weight decay from {decay:g} to {new:g}", kind="optimizer", span=m.location,
                                   arguments={"weight_decay": new}) for new in (decay / factor, decay / factor / 10, 0.0))
+
+
+def _left(recording: Recording) -> float | None:
+    """Median over the weights of the last norm over the first; None where fewer than two were seen."""
+    shares = []
+    for parameter in recording.parameters:
+        norms = [r.weight_norm for r in recording.parameter_steps.get(parameter.name, ()) if r.weight_norm is not None and math.isfinite(r.weight_norm)]
+        if len(parameter.shape) >= 2 and len(norms) >= 2 and norms[0] > 0:
+            shares.append(norms[-1] / norms[0])
+    return median(shares) if shares else None
 
 
 class LostUpdate(Rule):
