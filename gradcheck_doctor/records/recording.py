@@ -29,7 +29,7 @@ class ModuleRecord:
     parameters: tuple[str, ...] = ()         # full names of its own parameters
     calls: int = 0                           # forwards on one observed step; 0 = never called
     aliases: tuple[str, ...] = ()            # other paths of the same (shared) module
-    library: bool = False                    # its class is defined in torch or another installed package, not in the user's files
+    library: bool = False                    # its forward is defined in torch or another installed package, not in the user's files
     leaf: bool = True                        # it has no children
 
 

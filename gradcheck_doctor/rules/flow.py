@@ -24,6 +24,12 @@ def location(recording: Recording, operation: Operation) -> Span | None:
     return operation.called or (module.built if module is not None else None)
 
 
+def typical(recording: Recording, operations: Sequence[Operation]) -> Operation:
+    """The operation to show for many: the first of those that the commonest expression built (the loop's, not the input layer's)."""
+    places = [location(recording, o) for o in operations]
+    return operations[max(range(len(operations)), key=lambda i: (places.count(places[i]), -i))]
+
+
 def weight(recording: Recording, operation: Operation) -> ParameterRecord | None:
     """The weight (two or more axes) that a layer applies."""
     for name in operation.parameters:

@@ -104,3 +104,18 @@ def test_a_zero_head_has_nothing_to_report():
     nn.init.zeros_(model[-1].bias)
     report = doctor.audit(model, (torch.randn(256, 32), torch.randint(0, 10, (256,))), loss=nn.CrossEntropyLoss())
     assert [f.code for f in report.findings] == []
+
+
+def test_a_subclass_of_a_torch_layer_is_blamed_where_it_is_built(tmp_path):
+    """Its forward is torch's; the loop's expression stands for the run, not the input layer's."""
+    (tmp_path / "m.py").write_text(
+        "import torch\nfrom torch import nn\nclass Mine(nn.Linear):\n    def __init__(self, a, b):\n        super().__init__(a, b)\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.first = Mine(8, 32)\n"
+        "        self.body = nn.ModuleList([Mine(32, 32) for _ in range(9)])\n        self.out = Mine(32, 4)\n"
+        "    def forward(self, x):\n        x = self.first(x).relu()\n        for layer in self.body:\n            x = layer(x).relu()\n"
+        "        return self.out(x)\nexample_inputs = torch.randn(64, 8)\n")
+    from gradcheck_doctor.session import audit_target
+
+    finding = audit_target(resolve(str(tmp_path / "m.py"))[0]).report.findings[0]
+    assert (finding.code, finding.module) == ("GD102", "body.0")
+    assert (finding.location.line, finding.location.column, finding.location.end_column) == (10, 36, 48)

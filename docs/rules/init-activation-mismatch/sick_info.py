@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 model = nn.Sequential(
-    nn.Linear(32, 64),
+    nn.Linear(32, 64),  # sick: GD102 info
     nn.ReLU(),
-    nn.Linear(64, 64),  # sick: GD102 info
+    nn.Linear(64, 64),
     nn.ReLU(),
     nn.Linear(64, 10),
 )

@@ -47,7 +47,8 @@ class MissingNonlinearity(Rule):
 
     def message(self, m: Measurement) -> str:
         unused = f"; {m.evidence['unused']} is built but never called" if m.evidence["unused"] else ""
-        return f"{m.evidence['pairs']} times a weight layer feeds the next with nothing non-linear between, so both are one linear map{unused}"
+        places = f" ({m.evidence['pairs']} times)" if m.evidence["pairs"] > 1 else ""
+        return f"a weight layer feeds the next with nothing non-linear between, so both are one linear map{places}{unused}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("add-activation", "Put the activation between the layers", kind="activation", modules=m.modules, span=m.location,

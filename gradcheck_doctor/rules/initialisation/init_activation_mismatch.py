@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, start, untrained, weight
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, start, typical, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -62,12 +62,12 @@ class InitActivationMismatch(Rule):
         selu = act == "selu" and abs(worst) >= 1.0
         confirmed = confirmed or selu and _drifted(recording, run)
         cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild(recording)
-        first, middle = run.layers[0], weights[len(weights) // 2]
+        shown, middle = typical(recording, run.layers), weights[len(weights) // 2]
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
                     "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",
                     "right": TITLE[scheme], "decades": worst}
         return Measurement(value=0.0 if fits else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
-                           module=first.module, modules=run.modules, op=first.op, location=location(recording, run.layers[len(run.layers) // 2]),
+                           module=shown.module, modules=run.modules, op=shown.op, location=location(recording, shown),
                            operations=run.indices, evidence=evidence, cap=cap)
 
     def message(self, m: Measurement) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
@@ -65,7 +66,8 @@ def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str
     op, low, high = last.op, loss.input_min, loss.input_max
     if loss.op == "cross_entropy":
         if op in PROBABILITIES:
-            return 2.0, f"{op} in front of cross_entropy, which applies log-softmax itself: the loss cannot fall below a floor", "remove-output-activation"
+            floor = f"below {math.log1p((loss.classes - 1) / math.e):.3g}" if loss.classes and loss.classes > 1 else "to 0"      # scores within [0, 1]
+            return 2.0, f"{op} in front of cross_entropy, which applies log-softmax itself: the loss cannot fall {floor}", "remove-output-activation"
         if op == "log_softmax":
             return 1.0, "log_softmax in front of cross_entropy is done twice; harmless, but one is enough", "remove-output-activation"
         if loss.classes == 1:

@@ -37,7 +37,7 @@ class OutputActivationMismatch(Rule):
             if loss.op in REGRESSION and loss.target_outside is not None and not loss.target_one_hot:
                 value, what = loss.target_outside, "of the targets"
             elif loss.op in ("cross_entropy", "binary_cross_entropy_with_logits") and last.op in ("relu", "relu6"):
-                value, what = 1.0, "of the negative scores"
+                value, what = 1.0, "the negative scores"
             else:
                 continue
             yield Measurement(value=value, module=last.module, op=last.op, location=location(recording, last), operations=(last.index, loss.operation),
@@ -47,6 +47,8 @@ class OutputActivationMismatch(Rule):
     def message(self, m: Measurement) -> str:
         e = m.evidence
         span = f" (they run from {e['target_min']:.3g} to {e['target_max']:.3g})" if e["what"] == "of the targets" and e["target_min"] is not None else ""
+        if e["what"] == "the negative scores":
+            return f"{e['activation']} is the last activation in front of {e['loss']}, which needs negative scores, too: no score can fall below 0"
         return f"{e['activation']} is the last activation and cannot reach {m.value:.0%} {e['what']}{span}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
