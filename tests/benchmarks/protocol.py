@@ -41,6 +41,10 @@ class Tool:
         """Seconds spent inside the tool's own callbacks since the last call; None when the tool does not say."""
         return None
 
+    def timing(self) -> float:
+        """CPU seconds that measuring itself took inside the tool since the last call: taken off the step's."""
+        return 0.0
+
     def close(self) -> None:
         """Once, at the end; not timed."""
 
@@ -72,7 +76,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         tool.after_step(loss)
-        self.cpu.append(time.thread_time() - cpu)
+        self.cpu.append(time.thread_time() - cpu - tool.timing())
         self.wall.append(time.perf_counter() - wall)
         self.inside.append(tool.inside())
         self.state = torch.get_rng_state()
@@ -96,7 +100,8 @@ def interleave(workload: Workload, tools: Iterable[Tool], rounds: int, warm: int
             shift = index % len(runs)                          # no variant always follows the same one
             for run in runs[shift:] + runs[:shift]:
                 run.step()
-            gc.collect()
+            if index % 10 == 9:
+                gc.collect()
     finally:
         gc.enable()
         for run in runs:
