@@ -13,6 +13,7 @@ from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
 SMALL_HEAD = 0.1       # of the variance of PyTorch's default, which is 1 / (3 fan_in)
+FEW = 8                # values a channel, below which batch statistics are noise (rule small-batch-norm)
 LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 
 
@@ -37,6 +38,13 @@ def weight(recording: Recording, operation: Operation) -> ParameterRecord | None
         if record is not None and len(record.shape) >= 2:
             return record
     return None
+
+
+def norm_kind(recording: Recording) -> str:
+    """The normalisation to insert: `group`, without statistics of the batch, where a real batch gives a channel fewer than 8 values; else `batch`."""
+    layers = [o for o in recording.operations if o.category == "layer" and len(o.shape) > 1 and o.op != "embedding"]
+    made_up = any(i.synthetic for i in recording.inputs)
+    return "group" if layers and not made_up and min(o.shape[0] * math.prod(o.shape[2:]) for o in layers) < FEW else "batch"
 
 
 def bias(recording: Recording, operation: Operation) -> ParameterRecord | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
-from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import is_own_layer
 from gradcheck_doctor.treatments.tree import Tree
 
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "softplus", "softsign", "hardtanh", "relu6", "prelu", "rrelu", "softmax")
 PER_GROUP = 16         # channels a group, Wu and He 2018, table 3
 
 
@@ -19,7 +20,7 @@ def _is_constructor(tree: Tree, node: ast.Call) -> bool:
 def insert_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """BatchNorm (or LayerNorm) behind each hidden layer of the run."""
     kind = str(prescription.arguments.get("norm", "batch"))
-    rows = [r for r in context.rows(prescription.modules) if r.weight and r.location is not None and (r.op == "linear" or r.op.startswith("conv"))]
+    rows = _hidden(context, prescription.modules)
     heads = {r.location for r in context.layers if r.weight and r.location is not None}
     last = next((r.location for r in reversed(context.layers) if r.weight and r.location is not None), None)
     edits: list[Edit] = []
@@ -33,10 +34,35 @@ def insert_norm(context: Context, finding: Finding, prescription: Prescription) 
             continue                                        # its own arguments say nothing certain about its width
         width = _argument(tree, node, "out_features" if row.op == "linear" else "out_channels", 1)
         norm = _norm(tree, row.op, kind, width)
-        edits.append(_beside(tree, node, behind=norm))
+        edits += _called(tree, node, norm) or [_beside(tree, node, behind=norm)]
     if not edits:
         raise TreatmentRefused("no hidden layer was found to normalise")
     return list(dict.fromkeys(edits))
+
+
+def _called(tree: Tree, node: ast.Call, norm: str) -> list[Edit]:
+    """self.fc = Linear(...) gets self.fc_norm beside it, and forward calls self.fc_norm(self.fc(x)): the layer keeps its name and its keys."""
+    statement = tree.parents[node]
+    target = statement.targets[0] if isinstance(statement, ast.Assign) and len(statement.targets) == 1 else None
+    owner = next((n for n in tree.up(node) if isinstance(n, ast.ClassDef)), None)
+    if not isinstance(target, ast.Attribute) or tree.source(target.value) != "self" or owner is None or not isinstance(statement, ast.Assign):
+        return []
+    name = tree.source(target)
+    calls = [n for n in ast.walk(owner) if isinstance(n, ast.Call) and tree.source(n.func) == name]
+    if not calls or f"{name}_norm" in tree.text:
+        return []
+    return [tree.after(statement, [f"{name}_norm = {norm}"]), *(tree.replace(c, f"{name}_norm({tree.source(c)})") for c in calls)]
+
+
+def _hidden(context: Context, modules: tuple[str, ...]) -> list[LayerRow]:
+    """Linear layers and convolutions of these modules; an activation stands for the layer in front of it."""
+    layers = [r for r in context.layers if r.weight and r.location is not None and (r.op == "linear" or r.op.startswith("conv"))]
+    found = [r for r in layers if r.module in modules]
+    for row in context.rows(modules):
+        front = max((r for r in layers if r.order < row.order), key=lambda r: r.order, default=None) if row.op in ACTIVATIONS else None
+        if front is not None and front not in found:
+            found.append(front)
+    return found
 
 
 def input_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -352,6 +352,29 @@ def test_a_norm_in_every_kind_of_container(tmp_path, text, after):
     check(tmp_path, head + text + "\n", head + after + "\n", "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
 
 
+def test_a_norm_beside_an_attribute_is_called_in_forward(tmp_path):
+    text = HEAD + ("class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 8)\n        self.b = nn.Linear(8, 6)\n"
+                   "        nn.init.zeros_(self.a.bias)\n\n    def forward(self, x):\n        return self.b(torch.relu(self.a(x)))\n")
+    after = text.replace("8)\n", "8)\n        self.a_norm = nn.BatchNorm1d(8)\n").replace("6)\n", "6)\n        self.b_norm = nn.BatchNorm1d(6)\n").replace(
+        "self.b(torch.relu(self.a(x)))", "self.b_norm(self.b(torch.relu(self.a_norm(self.a(x)))))")
+    layers = [("a", "linear", "nn.Linear(4, 8)"), ("b", "linear", "nn.Linear(8, 6)"), ("c", "linear", "nn.Module")]
+    check(tmp_path, text, after, "insert-norm", layers=layers, modules=("a", "b"), norm="batch")
+
+
+def test_an_activation_stands_for_the_layer_in_front_of_it(tmp_path):
+    text = HEAD + "net = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 1))\n"
+    layers = [("0", "linear", FIRST), ("1", "sigmoid", "nn.Sigmoid()"), ("2", "linear", "nn.Linear(8, 1)")]
+    check(tmp_path, text, text.replace(FIRST, FIRST + ", nn.BatchNorm1d(8)"), "insert-norm", layers=layers, modules=("1",), norm="batch")
+
+
+def test_small_batches_are_prescribed_a_norm_without_them(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(SICK["sequential"] + "def get_batch():\n    return torch.randn(4, 32)\n")
+    norms = [x.prescription.arguments["norm"] for f in audited(path, tmp_path, own_batch=True).findings for x in f.fixes if x.prescription.treatment == "insert-norm"]
+    assert norms and set(norms) == {"group"}
+    assert any("nn.LayerNorm(32)" in e.text for _, x in planned(audited(path, tmp_path, own_batch=True), str(path), unsafe=True) for e in x.edits)
+
+
 def test_a_replaced_loss_is_the_one_that_was_called(tmp_path):
     text = "from torch.nn import MSELoss\nimg, cls = MSELoss(), MSELoss()\na = MSELoss()\nb = MSELoss()\nloss = b(out, y)\n"
     after = text.replace("MSELoss\n", "MSELoss, CrossEntropyLoss\n", 1).replace("b = MSELoss()", "b = CrossEntropyLoss()")
@@ -552,10 +575,10 @@ SICK = {
 }
 
 
-def audited(path, tmp_path):
+def audited(path, tmp_path, *, own_batch=False):
     output = tmp_path / "report.json"
     with pytest.raises(SystemExit):
-        main(["audit", str(path), "--input", "float32[64,32]", "--format", "json", "--output", str(output)])
+        main(["audit", str(path), *([] if own_batch else ["--input", "float32[64,32]"]), "--format", "json", "--output", str(output)])
     data = json.loads(output.read_text())
     return from_json(data["reports"][0] if "reports" in data else data)
 

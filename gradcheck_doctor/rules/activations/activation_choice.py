@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, is_gate, location, mild, phi, runs
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, is_gate, location, mild, norm_kind, phi, runs
 
 LEAST = {"sigmoid": 2, "hardsigmoid": 2, "tanh": 8, "hardtanh": 8, "softsign": 8}
 
@@ -63,4 +63,4 @@ class ActivationChoice(Rule):
             "ReLU's slope is 1 where it is active, so He init keeps gradients level"
         return (Prescription("replace-activation", f"Replace {m.evidence['activation']} by ReLU with He init: {why}", kind="activation",
                              modules=m.modules, span=m.location, arguments={"to": to, "scheme": scheme}),
-                Prescription("insert-norm", "Normalise in front of each activation", kind="norm", modules=m.modules, arguments={"norm": "batch"}))
+                Prescription("insert-norm", "Normalise in front of each activation", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, is_gate, is_output, location, mild
+from gradcheck_doctor.rules.flow import back, is_gate, is_output, location, mild, norm_kind
 from gradcheck_doctor.rules.initialisation.cures import initialise
 from gradcheck_doctor.theory.activations import activation
 
@@ -52,5 +52,5 @@ class SaturatedActivation(Rule):
         operation = recording.operations[m.operations[0]]
         layer = back(recording, operation)
         norm = Prescription("insert-norm", f"Normalise in front of {operation.op}", kind="norm",
-                            modules=(layer.module if layer is not None else operation.module,), arguments={"norm": "batch"})
+                            modules=(layer.module if layer is not None else operation.module,), arguments={"norm": norm_kind(recording)})
         return (initialise([layer], [operation]), norm) if layer is not None and layer.category == "layer" else (norm,)

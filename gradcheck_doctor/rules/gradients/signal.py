@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import far_end, location, mild, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, location, mild, norm_kind, runs, signal_ratio, start
 
 
 def _ratios(recording: Recording) -> Iterator[Measurement]:
@@ -47,7 +47,7 @@ class SignalCollapse(Rule):
         return f"over {m.evidence['layers']} layers what the batch varies shrinks to {m.value:.2g} of its size (limit {{limit}})"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}),)
 
 
 class SignalExplosion(Rule):
@@ -90,4 +90,4 @@ class SignalExplosion(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if m.evidence.get("stream"):
             return (Prescription("normalise-branches", "Normalise the input of each branch (pre-norm)", kind="norm", modules=m.modules),)
-        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}),)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, runs, start, weight
+from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, norm_kind, runs, start, weight
 
 LEAST = 3              # layers
 
@@ -68,7 +68,7 @@ class VanishingGradient(Rule):
         return f"the gradient at the first of {m.evidence['layers']} layers is {m.value:.2g} of that at the last (limit {{limit}})"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+        return (Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}),)
 
 
 def _carries(recording: Recording, operation: Operation) -> bool:
@@ -114,4 +114,4 @@ class ExplodingGradient(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip", arguments={"max_norm": 1.0}),
-                Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}))
+                Prescription("insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))

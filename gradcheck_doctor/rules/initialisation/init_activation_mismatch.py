@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, start, typical, untrained, weight
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -81,7 +81,7 @@ class InitActivationMismatch(Rule):
         run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
         layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
         return (initialise(layers, run.activations), Prescription(
-            "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}))
+            "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))
 
 
 def _drifted(recording: Recording, run: Run) -> bool:

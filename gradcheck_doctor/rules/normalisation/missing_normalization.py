@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, mild, phi, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, mild, norm_kind, phi, runs, signal_ratio, start
 
 
 class MissingNormalization(Rule):
@@ -63,4 +63,4 @@ class MissingNormalization(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if m.evidence["what"] != "layers":
             return (Prescription("normalise-branches", "Normalise the input of each branch (pre-norm)", kind="norm", modules=m.modules),)
-        return (Prescription("insert-norm", "Insert normalisation between the layers", kind="norm", modules=m.modules, arguments={"norm": "batch"}),)
+        return (Prescription("insert-norm", "Insert normalisation between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}),)
