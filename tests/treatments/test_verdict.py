@@ -1,0 +1,27 @@
+"""What counts as proof: the loss against the untreated control's."""
+import pytest
+
+from gradcheck_doctor.records.findings import Finding, ReportData
+from gradcheck_doctor.verify import judge, verdict
+
+
+def judged(first, last, *findings):
+    steps = [first + (last - first) * min(1.0, k / 60) for k in range(101)]
+    return judge(ReportData("t.py", "run", {}, {}, findings, curves={"loss": tuple(enumerate(steps, 1))}))
+
+
+SICK = Finding("GD103", "init-scale", "error", "m")
+
+
+@pytest.mark.parametrize(("treatment", "last", "status"), [
+    ("initialise", 0.001, "improved"), ("initialise", 0.03, "improved"), ("initialise", 0.2, "no-effect"), ("learning-rate", 0.03, "no-effect"),
+    ("learning-rate", 0.001, "improved")])
+def test_a_new_start_has_to_be_no_worse_and_everything_else_better(treatment, last, status):
+    """Oversized weights learn their data by heart (14 to 0.007); losses of 0.007 and 0.03 tell nothing when training begins at 2.3."""
+    before, after = judged(14.0, 0.007, SICK), judged(2.3, last)
+    assert verdict(SICK, treatment, before, after, run=True).status == status
+
+
+def test_a_new_start_that_leaves_the_finding_is_none():
+    assert verdict(SICK, "initialise", judged(14.0, 0.007, SICK), judged(2.3, 0.03, SICK), run=True).status == "no-effect"
+    assert verdict(SICK, "initialise", judged(14.0, 0.007), judged(2.3, 0.03), run=True).status == "no-effect"
