@@ -141,5 +141,5 @@ def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
         return math.isfinite(after.last_loss)
     slack = 0.0
     if treatment == "initialise" and after.errors < before.errors and LEARNED <= after.progress < 1.0:
-        slack = TELLING * abs(after.last_loss) / (1.0 - after.progress)
+        slack = TELLING * next(y for _, y in after.report.curves["loss"] if math.isfinite(y))
     return after.last_loss < max(before.last_loss - 0.02 * abs(before.last_loss), before.last_loss + slack if slack else -math.inf)
