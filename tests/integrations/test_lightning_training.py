@@ -235,6 +235,7 @@ def test_the_entry_points_callback_gives_way_to_the_users_own(monkeypatch):
     from gradcheck_doctor.integrations.lightning_factory import callbacks
     monkeypatch.setenv("GRADCHECK_DOCTOR_CALLBACK", "1")
     made, own = callbacks()[0], DoctorCallback()
+    monkeypatch.delenv("GRADCHECK_DOCTOR_CALLBACK")          # where this package is installed, the Trainer would add one more by itself
     _, _, said = fit(Deep, [made, own])
     assert made.monitor is None and own.monitor is not None and "".join(said).count("GD102") == 1
 
