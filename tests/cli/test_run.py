@@ -69,7 +69,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def started(folder, *options, until="STEP 12", preexec=None, stderr=subprocess.PIPE):
+def interruptible():
+    """A shell that starts this suite in the background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def started(folder, *options, until="STEP 12", preexec=interruptible, stderr=subprocess.PIPE):
     """A run that has trained for a while."""
     process = subprocess.Popen([sys.executable, "-m", "gradcheck_doctor", "run", *options, "forever.py", "100000", "0.01"], cwd=folder, text=True,
                                stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT, preexec_fn=preexec)
