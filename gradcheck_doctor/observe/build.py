@@ -226,7 +226,7 @@ def input_records(observer: Observer, synthetic: bool = False) -> tuple[InputRec
     found = []
     for index, tensors in observer.input_tensors.items():
         node = observer.graph.nodes[index]
-        summary = next(iter(node.forward.values()), None)
+        summary = node.forward.first()
         facts: dict[str, Any] = {}
         if tensors[0].is_floating_point() and tensors[0].dim() >= 2 and tensors[0].numel():
             known = observer.input_facts.get(index)

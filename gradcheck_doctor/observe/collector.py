@@ -1,12 +1,12 @@
-"""Statistics of many tensors at once: each gives a small sample and a few exact reductions, everything else is computed together at the end.
+"""Statistics of many tensors at once: each gives a small sample and, where asked, exact reductions; everything else is computed together at the end.
 
-A sample is one strided copy into a row of a buffer that is kept from step to step. No tensor outlives its step, and one copy brings all numbers
+A sample is one `take` into a row of a buffer that is kept from step to step. No tensor outlives its step, and one copy brings all numbers
 to the host. `min`, `max`, `sum` and `dot` run near memory speed on a CPU; `aminmax`, `var` and comparisons of whole tensors do not.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,59 +15,54 @@ from torch import Tensor
 from gradcheck_doctor.records.summaries import Summary
 
 ROWS = 64          # samples (axis 0) looked at for statistics that need them, at most
+BLOCK = 4          # elements side by side in a sample, at most
+TOGETHER = 4       # steps whose numbers are computed together, at most
 GROUPS = 256       # buffers of different shape kept from step to step, at most
 HALF = (torch.float16, torch.bfloat16)
 
 
 class Plan(NamedTuple):
-    """How to sample tensors of one layout: `rows` x `columns` elements at these strides, offsets turned within the steps."""
+    """How to sample tensors of one shape: `rows` samples x `columns` features, evenly spaced, offsets turned within the steps."""
 
     rows: int
     columns: int
-    row_stride: int
-    column_stride: int
+    features: int
     row_step: int
-    column_step: int
+    column_step: int                # from one block of features to the next
+    block: int                      # features side by side in a block: they come with one line of cache
     whole: bool                     # the sample is the tensor
 
+    def offset(self, turn: int) -> int:
+        """By how much all elements move on at rotation `turn`."""
+        spread = turn * 2_654_435_761 >> 7                          # in step with nothing, whichever turns are asked for
+        return spread % self.row_step * self.features + spread // self.row_step % (self.column_step - self.block + 1)
 
-def plan_of(shape: tuple[int, ...], stride: tuple[int, ...], limit: int) -> Plan | None:
-    """At most `limit` elements as a matrix (samples, features), evenly spaced; None for a layout that one stride can't walk.
 
-    Axis 0 is the batch for every layout but the time-first one, where it is time.
+def plan_of(shape: tuple[int, ...], limit: int) -> Plan:
+    """At most `limit` elements as a matrix (samples, features); axis 0 is the batch for every layout but the time-first one, where it is time.
+
+    Features side by side are different units in a matrix or a sequence, but neighbours of one picture in an image: there no blocks are taken.
     """
     samples = shape[0] if shape else 1
     features = math.prod(shape[1:])
-    outer = stride[0] if shape else 1
-    if samples > 1 and outer < features or not _dense(shape[1:], stride[1:]):
-        return None
     row_step = samples // ROWS if samples * features > limit and samples > ROWS else 1
     rows = min(samples, ROWS) if row_step > 1 or samples * features > limit else samples
     wanted = max(1, limit // rows)
-    column_step = 1
-    if features > wanted:
-        column_step = (features // wanted) | 1
-        while features // column_step < wanted and column_step > 1:
-            column_step -= 2
-    columns = min(features, wanted)
-    return Plan(rows, columns, outer * row_step, column_step, row_step, column_step, rows == samples and columns == features)
-
-
-def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """The axes fill one block of memory, in any order."""
-    expected = 1
-    for step, size in sorted((s, n) for n, s in zip(shape, stride, strict=True) if n > 1):
-        if step != expected:
-            return False
-        expected *= size
-    return True
+    if features <= wanted:
+        return Plan(rows, features, features, row_step, features, features, rows == samples)
+    block = math.gcd(BLOCK, wanted) if len(shape) in (2, 3) else 1
+    blocks = wanted // block
+    column_step = features // blocks
+    if column_step > block and column_step % 2 == 0:
+        column_step -= 1                                            # in step with no power of two
+    return Plan(rows, wanted, features, row_step, column_step, block, False)
 
 
 class _Rows:
     """A buffer of equally shaped samples; grows, and is used again on the next step."""
 
-    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
-        self.shape, self.device = (rows, columns), device
+    def __init__(self, number: int, rows: int, columns: int, device: torch.device) -> None:
+        self.number, self.shape, self.device = number, (rows, columns), device
         self.views: list[Tensor] = []
         self.blocks: list[Tensor] = []
         self.used = 0
@@ -90,19 +85,58 @@ class _Rows:
         return result
 
 
-class _Place(NamedTuple):
-    """Where the numbers of one tensor are."""
+class _Layout:
+    """Which elements of a tensor of one shape are taken, and where they go."""
 
-    group: tuple[int, int, torch.device]
-    row: int
-    elements: int
-    exact: int                      # place of its sum of squares among the exact numbers, -1 for none
-    extremes: bool                  # least and largest follow it
-    total: float = math.nan         # the sum of squares itself where it cost nothing to read (`exact` is then -1)
-    whole: bool = False             # the sample is the tensor
+    def __init__(self, plan: Plan, group: _Rows, count: int) -> None:
+        self.plan, self.group = plan, group
+        self.facts = (group.number, count, plan.whole)
+        rows = torch.arange(plan.rows, device=group.device) * (plan.row_step * plan.features)
+        place = torch.arange(plan.columns, device=group.device)
+        block = max(1, plan.block)
+        self.first = rows.unsqueeze(1) + (place // block * plan.column_step + place % block)
+        self.index, self.turn = self.first.clone(), 0
+
+    def at(self, turn: int) -> Tensor:
+        """Positions in the flattened tensor at rotation `turn`."""
+        if turn != self.turn and not self.plan.whole:
+            torch.add(self.first, self.plan.offset(turn), out=self.index)
+        self.turn = turn
+        return self.index
 
 
-_Layout = tuple[Plan | None, tuple[int, int, torch.device], _Rows]
+#: Where the numbers of one tensor are: ((number of its buffer, elements, the sample is the tensor), row, place of its sum of squares among the
+#: exact numbers or -1 (least and largest follow it), the sum of squares itself where it cost nothing to read, nan where the sample says it).
+_Place = tuple[tuple[int, int, bool], int, int, float]
+
+
+class _Batch:
+    """The numbers of a few steps: computed together, at the latest when one of them is asked for."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self.rows: dict[int, list[list[float]]] = {}
+        self.exact: list[float] = []
+        self.ready = False
+
+
+class Sheet:
+    """The tensors of one step; a summary is made when it is asked for."""
+
+    def __init__(self, places: list[_Place], batch: _Batch) -> None:
+        self._places, self._batch = places, batch
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Summary:
+        batch, place = self._batch, self._places[index]
+        if not batch.ready:
+            batch.collector.flush()
+        return _summary(place, batch.rows[place[0][0]][place[1]], batch.exact)
+
+    def __iter__(self) -> Iterator[Summary]:
+        return (self[i] for i in range(len(self)))
 
 
 class Collector:
@@ -111,73 +145,85 @@ class Collector:
     def __init__(self, limit: int = 1024) -> None:
         self.limit = limit
         self.rotation = 0
-        self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...], torch.device], _Layout] = {}
+        self._layouts: dict[tuple[tuple[int, ...], torch.device], _Layout] = {}
         self._groups: dict[tuple[int, int, torch.device], _Rows] = {}
         self._places: list[_Place] = []
         self._exact: list[Tensor] = []
         self._also: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+        self._batch = _Batch(self)
+        self._waiting = 0               # steps whose numbers are not computed yet
 
-    def put(self, value: Tensor) -> int:
-        """Take statistics of `value` (any floating dtype, strided, not empty); returns the place of its summary.
+    def put(self, value: Tensor, exact: bool = True) -> int:
+        """Take statistics of `value` (any floating dtype, strided, not empty, no gradient); returns the place of its summary.
 
-        The norm is exact, and whether all is finite. Least and largest value are exact where that decides something (half precision, a square
-        that is not finite) or costs little (not on a CPU); else they are the sample's.
+        With `exact`, the norm is that of the whole tensor, and so is the word on whether all is finite. Least and largest value are exact
+        where that decides something (half precision, a square that is not finite) or costs little (not on a CPU); else they are the sample's.
+        Without it all comes from the sample, but for the extremes of float16.
         """
-        if value.requires_grad:
-            value = value.detach()
-        layout = (value.shape, value.stride(), value.device)
-        known = self._layouts.get(layout)
-        if known is None:
-            known = self._layouts[layout] = self._learn(*layout)
-        plan, key, group = known
-        if plan is None:
-            return self.put(value.contiguous())
-        place, row, turn = group.used, group.next(), self.rotation
-        row.copy_(value.as_strided(group.shape, (plan.row_stride, plan.column_stride), value.storage_offset()
-                                   + turn % plan.row_step * (plan.row_stride // plan.row_step) + turn % plan.column_step))
-        if plan.whole:
-            numbers = _Place(key, place, value.numel(), -1, False, math.nan, True)
+        layout = self._layouts.get((value.shape, value.device))
+        if layout is None:
+            layout = self._learn(value)
+        group = layout.group
+        row, number = group.next(), group.used - 1
+        if value.dtype is torch.float32:
+            torch.take(value, layout.at(self.rotation), out=row)
         else:
+            row.copy_(torch.take(value, layout.at(self.rotation)))
+        place, total = -1, math.nan
+        if (exact or value.dtype is torch.float16) and not layout.plan.whole:
             squares = square(value)
-            total = squares.item() if at_hand(value) and value.dtype not in HALF else math.nan
-            if math.isfinite(total):
-                numbers = _Place(key, place, value.numel(), -1, False, total)
-            else:
+            if at_hand(value) and value.dtype not in HALF:
+                total = squares.item()
+            if not math.isfinite(total):
                 self._exact += [squares, value.amin(), value.amax()]
-                numbers = _Place(key, place, value.numel(), len(self._exact) - 3, True)
-        self._places.append(numbers)
+                place, total = len(self._exact) - 3, math.nan
+        self._places.append((layout.facts, number, place, total))
         return len(self._places) - 1
 
-    def _learn(self, shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device) -> _Layout:
-        plan = plan_of(shape, stride, self.limit)
-        key = (0, 0, device) if plan is None else (plan.rows, plan.columns, device)
+    def _learn(self, value: Tensor) -> _Layout:
+        plan = plan_of(value.shape, self.limit)
+        key = (plan.rows, plan.columns, value.device)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Rows(*key)
-        return plan, key, group
+            group = self._groups[key] = _Rows(len(self._groups), *key)
+        known = self._layouts[value.shape, value.device] = _Layout(plan, group, value.numel())
+        return known
 
     def ask(self, numbers: Tensor, receive: Callable[[Tensor], None]) -> None:
-        """Bring `numbers` to the host with the next `finish`."""
+        """Bring `numbers` to the host with the rest of the step."""
         self._also.append((numbers, receive))
 
-    def finish(self) -> list[Summary]:
-        """Summaries of everything put since the last call; forgets the tensors."""
-        if not self._places and not self._also:
-            return []
-        keys = [key for key, group in self._groups.items() if group.used]
-        tables = [_statistics(self._groups[key].take()) for key in keys]
-        exact = [torch.stack([e if e.dtype == torch.float32 else e.float() for e in self._exact])] if _alike(self._exact) else self._exact
-        host = to_host([*tables, *exact, *(numbers for numbers, _ in self._also)])
-        rows = {key: table.tolist() for key, table in zip(keys, host, strict=False)}
-        numbers = torch.cat([t.reshape(-1) for t in host[len(keys): len(keys) + len(exact)]]).tolist() if exact else []
-        result = [_summary(place, rows[place.group][place.row], numbers) for place in self._places]
-        for (_, receive), values in zip(self._also, host[len(keys) + len(exact):], strict=True):
-            receive(values)
-        self._places, self._exact, self._also = [], [], []
-        if len(self._groups) > GROUPS:                             # shapes that change from batch to batch
-            self._groups, self._layouts = {}, {}
+    def finish(self, later: bool = False) -> Sheet:
+        """Everything put since the last call; forgets the tensors. With `later` the numbers may wait for those of the next steps."""
+        sheet = Sheet(self._places, self._batch)
+        self._places = []
+        self._waiting += 1
         self.rotation += 1
-        return result
+        if not later or self._waiting >= TOGETHER or len(self._layouts) > GROUPS:
+            self.flush()
+        elif self._also and all(at_hand(numbers) for numbers, _ in self._also):
+            self._hand_out(to_host([numbers for numbers, _ in self._also]))
+        return sheet
+
+    def flush(self) -> None:
+        """Compute what waits, and bring it to the host in one copy."""
+        groups = [group for group in self._groups.values() if group.used]
+        if groups or self._also:
+            tables = [_statistics(group.take()) for group in groups]
+            exact = [torch.stack([e if e.dtype == torch.float32 else e.float() for e in self._exact])] if _alike(self._exact) else self._exact
+            host = to_host([*tables, *exact, *(numbers for numbers, _ in self._also)])
+            self._batch.rows = {group.number: table.tolist() for group, table in zip(groups, host, strict=False)}
+            self._batch.exact = torch.cat([t.reshape(-1) for t in host[len(groups): len(groups) + len(exact)]]).tolist() if exact else []
+            self._hand_out(host[len(groups) + len(exact):])
+        self._batch.ready = True
+        self._batch, self._exact, self._waiting = _Batch(self), [], 0
+        if len(self._layouts) > GROUPS:                            # shapes that change from batch to batch
+            self._groups, self._layouts = {}, {}
+
+    def _hand_out(self, host: list[Tensor]) -> None:
+        waiting, self._also = self._also, []
+        for (_, receive), values in zip(waiting, host, strict=True):
+            receive(values)
 
 
 def square(value: Tensor) -> Tensor:
@@ -229,11 +275,12 @@ def _statistics(stacked: Tensor) -> Tensor:
 
 def _summary(place: _Place, row: list[float], numbers: list[float]) -> Summary:
     mean, variance, zeros, between, low, high = row
-    whole, count = place.whole, place.elements
-    total = count * (variance + mean * mean) if whole else numbers[place.exact] if place.exact >= 0 else place.total
+    (_, count, whole), _, exact, total = place
+    if exact >= 0:
+        total, low, high = numbers[exact: exact + 3]
     mean_square = total / count if math.isfinite(total) else variance + mean * mean
-    if place.extremes:
-        low, high = numbers[place.exact + 1], numbers[place.exact + 2]
+    if math.isnan(total) and exact < 0:
+        total = count * mean_square                                # all there is, or what the sample says
     finite = math.isfinite(low) and math.isfinite(high)
     return Summary(count=count, mean=mean, std=math.sqrt(variance) if variance >= 0 else math.nan,
                    rms=math.sqrt(mean_square) if mean_square >= 0 else math.nan, absmax=max(abs(low), abs(high)) if finite else math.inf,

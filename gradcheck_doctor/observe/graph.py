@@ -8,12 +8,39 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck_doctor.observe.collector import Sheet
 from gradcheck_doctor.observe.units import UnitActivity
 from gradcheck_doctor.records.recording import Observed
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.summaries import Summary
 
 LIMIT = 20_000        # operations kept of one model
+
+
+class Series(dict[int, Summary]):
+    """Summaries by step. Those of a step stay in its sheet of numbers until they are asked for: most never are."""
+
+    def __init__(self, largest: bool = False) -> None:
+        super().__init__()
+        self.largest = largest                  # of several values on one step keep that of the largest norm, else the first
+
+    def put(self, step: int, sheet: Sheet, place: int) -> None:
+        super().__setitem__(step, (sheet, place))  # type: ignore[assignment]
+
+    def __getitem__(self, step: int) -> Summary:
+        found = super().__getitem__(step)
+        if isinstance(found, tuple):
+            sheet, place = found
+            found = sheet[place]
+            super().__setitem__(step, found)
+        return found
+
+    def get(self, step: int, default: Any = None) -> Any:
+        return self[step] if step in self else default              # noqa: SIM401 (dict.get would not look into the sheet)
+
+    def first(self) -> Summary | None:
+        """Of the earliest step that was put."""
+        return self[next(iter(self))] if self else None
 
 
 @dataclass
@@ -34,8 +61,8 @@ class Node:
     requires_grad: bool = True
     source: bool = False                      # the signal enters here, from outside any recorded operation
     activity: UnitActivity | None = None
-    forward: dict[int, Summary] = field(default_factory=dict)
-    gradient: dict[int, Summary] = field(default_factory=dict)
+    forward: Series = field(default_factory=Series)
+    gradient: Series = field(default_factory=lambda: Series(largest=True))
     dtypes: dict[int, str] = field(default_factory=dict)
     over_time: list[torch.Tensor] = field(default_factory=list)       # rms of the gradient at each time step, one row a pass
     last_pass: int = -1
@@ -76,6 +103,10 @@ class Graph:
             self.nodes.append(node)
             self._sites[key] = node
         return node, True
+
+    def ordinal(self, module: nn.Module | None, op: str, after: int) -> None:
+        """A call of `op` in `module` was counted elsewhere."""
+        self._ordinals[id(module), op] = after
 
     def bind(self, tensor: torch.Tensor, index: int) -> None:
         self._made[id(tensor)] = (weakref.ref(tensor), index)

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 _GROUPS = {
     "layer": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bilinear",
     "embedding": "embedding embedding_bag",
@@ -39,6 +41,9 @@ _ALIASES = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__add__": "add", "
             "expit": "sigmoid", "special_expit": "sigmoid", "swapaxes": "transpose", "swapdims": "transpose", "concat": "cat",
             "concatenate": "cat", "rmatmul": "matmul", "fill_diagonal": "fill", "special_log_softmax": "log_softmax",
             "special_softmax": "softmax"}
+#: Operations with a limited domain or range: where values stop being finite.
+FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "logit", "acos", "asin", "atanh", "acosh", "norm", "std", "var",
+                     "prod", "expm1", "exp2", "cosh", "sinh"})
 #: Calls that make no value worth a node of the graph.
 _IGNORED = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "data_ptr", "item", "tolist", "numpy", "requires_grad_",
@@ -100,3 +105,17 @@ def plain_attributes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
             found[names[index] if index < len(names) else f"arg{index}"] = value
     found.update({k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))})
     return found
+
+
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def refined(category: str, op: str, used: int, others: int) -> str:
+    """Category where it depends on what the operands are: how many parameters (`used`), how many other tensors."""
+    if category == "matmul":
+        return "layer" if used else "other"
+    if category == "merge" and (others < 2 or op in ("lerp", "where") and used):
+        return "scale" if op in ("add", "sub", "mul", "div", "rsub") else "shape"
+    return category

@@ -5,7 +5,6 @@ The mode sits at the bottom of the mode stack, so that the user's own modes (tor
 """
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import threading
@@ -18,14 +17,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gradcheck_doctor.observe.again import FULL, KEPT_INPUTS, learned, measure_again, repeats
 from gradcheck_doctor.observe.calls import clipping, loss_scale
 from gradcheck_doctor.observe.collector import Collector
-from gradcheck_doctor.observe.graph import Graph, Node
+from gradcheck_doctor.observe.gradient_hook import GradientHook
+from gradcheck_doctor.observe.graph import Graph, Node, Series
 from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
-from gradcheck_doctor.observe.names import CATEGORY, operation_name, plain_attributes
+from gradcheck_doctor.observe.names import CATEGORY, FRAGILE, dtype_name, operation_name, plain_attributes, refined
 from gradcheck_doctor.observe.norm_input import note_first_norm
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
+from gradcheck_doctor.observe.replay import Call, Tree
 from gradcheck_doctor.observe.scope import Roots, Scope
 from gradcheck_doctor.observe.through_time import watch_input
 from gradcheck_doctor.observe.units import RELU_LIKE, SATURATION, UnitActivity
@@ -34,11 +36,7 @@ from gradcheck_doctor.records.recording import LossRecord
 from gradcheck_doctor.records.sites import Span
 
 MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
-#: Operations with a limited domain or range: where values stop being finite.
-FRAGILE = frozenset({"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "logit", "acos", "asin", "atanh", "acosh", "norm", "std", "var",
-                     "prod", "expm1", "exp2", "cosh", "sinh"})
 _CONTAINERS = (list, tuple)
-FULL = 40_000          # tensors measured between two optimizer steps, at most
 
 
 class Observer(TorchFunctionMode):
@@ -50,6 +48,9 @@ class Observer(TorchFunctionMode):
         self.roots = Roots(log)
         self.scope = Scope(self.roots)
         self.graph = Graph()
+        self.tree = Tree(self.graph)
+        self.full = True                        # companions of layers are measured on this step, too
+        self.exact = True                       # statistics of whole tensors on this step, else of samples
         self.scope.on_passed = self._passed_on
         self.collector = Collector(limit)
         self.step = 0
@@ -67,7 +68,7 @@ class Observer(TorchFunctionMode):
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
         self._norm_seen = False
-        self._pending: list[tuple[Node, bool, int]] = []
+        self._pending: list[tuple[Series, int]] = []
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self.in_backward = False
@@ -103,18 +104,20 @@ class Observer(TorchFunctionMode):
     def begin_pass(self, step: int, before_update: bool) -> None:
         self.step, self.before_update, self.backward_seen = step, before_update, False
         self.pass_number += 1
+        self._begin()
+
+    def _begin(self) -> None:
         self.graph.begin_pass()
+        self.tree.restart()
 
     def finish_step(self) -> None:
         """Turn what was gathered on this step into numbers."""
-        summaries = self.collector.finish()
-        for node, forward, place in self._pending:
-            table = node.forward if forward else node.gradient
-            known = table.get(self.step)
-            if known is None or (not forward and summaries[place].norm > known.norm):
-                table[self.step] = summaries[place]
+        sheet, step = self.collector.finish(later=not self.exact), self.step
+        for series, place in self._pending:
+            if step not in series or series.largest and sheet[place].norm > series[step].norm:
+                series.put(step, sheet, place)
         self._pending = []
-        self.graph.begin_pass()
+        self._begin()
 
     # -- seeing ---------------------------------------------------------------------------------------------------------------------
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -124,6 +127,10 @@ class Observer(TorchFunctionMode):
         if named is None and not self.backward_seen and func is not Tensor.backward:
             return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
         started = self.clock()
+        if named is not None and self.tree.here.following and self._watching() and not self.roots.data_sharded:
+            call = self.tree.next(func, self.scope.stack[-1] if self.scope.stack else None, args)
+            if call is not None:
+                return self._again(call, started, func, args, kwargs)
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
@@ -151,6 +158,26 @@ class Observer(TorchFunctionMode):
             except Exception as error:
                 self._fail(error)
             self.seconds += self.clock() - started
+        return output
+
+    def _again(self, call: Call, started: float, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that was analysed in an earlier pass: measure it, unless it turns out to be another one after all."""
+        self.seconds += self.clock() - started
+        output = func(*args, **kwargs)
+        started = self.clock()
+        try:
+            if repeats(self, call, args, output):
+                self.tree.here = call
+                if call.node is not None:
+                    measure_again(self, call, call.node, args, output)
+            else:
+                inputs: list[Tensor] = []
+                _gather((*args, *kwargs.values()), inputs)
+                named = operation_name(func) or ("", False)
+                self._record(func, (named[0], named[1] or call.inplace), args, kwargs, inputs, output)
+        except Exception as error:
+            self._fail(error)
+        self.seconds += self.clock() - started
         return output
 
     def _report(self, call: tuple[str, Any] | None) -> None:
@@ -199,14 +226,19 @@ class Observer(TorchFunctionMode):
 
     # -- recording one operation ------------------------------------------------------------------------------------------------------
     def _record(self, func: Callable[..., Any], named: tuple[str, bool], args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+        """Find out what a call is, measure it, and remember it for the next pass."""
         op, inplace = named
+        module = self.scope.stack[-1] if self.scope.stack else None
         if op == "setitem":
             output = args[0]
         made: list[Tensor] = []
         _gather((output,), made)
         values = [v for v in made if (v.is_floating_point() or v.is_complex()) and not (v.requires_grad and v.is_leaf)]
         if not values or all(any(v is t for t in inputs) for v in values) and not inplace and op != "setitem":
-            return                                                  # no new value (dropout in eval returns its input)
+            same = Call(func, module, None)                         # no new value (dropout in eval returns its input)
+            same.quick = bool(args) and output is args[0]
+            self.tree.learn(same)
+            return
         category = CATEGORY.get(op, "other")
         used, others = [], []
         for tensor in inputs:
@@ -221,9 +253,9 @@ class Observer(TorchFunctionMode):
         if category == "shape" and used and not others:
             for value in values:
                 self.graph.alias(value, used[0])
+            self.tree.learn(Call(func, module, None))
             return
-        category = _refine(category, op, used, len(others))
-        module = self.scope.stack[-1] if self.scope.stack else None
+        category = refined(category, op, len(used), len(others))
         if op == "mul" and module is None:
             self._report(loss_scale(sys._getframe(2)))
         producers, source = self._producers(others, module, category)
@@ -236,7 +268,8 @@ class Observer(TorchFunctionMode):
         node.last_pass = self.pass_number
         for value in values:
             self.graph.bind(value, node.index)
-        if category in MEASURED or op in FRAGILE:
+        measured = category in MEASURED or op in FRAGILE
+        if measured:
             self._measure(node, values)
         if new and op == "batch_norm" and not self._norm_seen:
             self._norm_seen = True
@@ -245,6 +278,7 @@ class Observer(TorchFunctionMode):
             watch_input(node, args[0] if args else None, self._fail)
         if (category == "loss" or op == "sub" and is_residual(args)) and isinstance(output, Tensor) and node.index not in self.losses:
             self.losses[node.index] = loss_record(node, self.graph, args, kwargs, output)
+        self.tree.learn(learned(self, Call(func, module, node), args, others, output, inplace, measured))
 
     def _passed_on(self, given: Any, output: Any) -> None:
         before: list[Tensor] = []
@@ -283,7 +317,7 @@ class Observer(TorchFunctionMode):
             node.shape, node.requires_grad = tuple(tensor.shape), tensor.requires_grad
             node.attributes = {"name": self.scope.argument_names.get(id(tensor), ""), "dtype": str(tensor.dtype).removeprefix("torch.")}
         kept = self.input_tensors.setdefault(node.index, [])
-        if len(kept) < 4:
+        if len(kept) < KEPT_INPUTS:
             kept.append(tensor.detach())
         self.graph.bind(tensor, node.index)
         if tensor.is_floating_point():
@@ -341,43 +375,16 @@ class Observer(TorchFunctionMode):
             return
         if type(value) is not Tensor and not isinstance(value, torch.nn.Parameter):
             value = value.as_subclass(Tensor)
-        self._pending.append((node, True, self.collector.put(value)))
+        if value.requires_grad:
+            value = value.detach()
+        self._pending.append((node.forward, self.collector.put(value, self.exact)))
         node.dtypes[self.step] = name = dtype_name(value.dtype)
         self.dtypes.add(name)
         if node.activity is not None:
-            node.activity.add(value, self.before_update, self.collector)
+            node.activity.add(value, self.before_update, self.collector, self.exact)
         for each in values if node.category == "recurrent" else values[:1]:
             if each.requires_grad and (made_by := each.grad_fn) is not None:
-                made_by.register_prehook(self._gradient_hook(node, each.output_nr))
-
-    def _gradient_hook(self, node: Node, output_nr: int) -> Callable[[tuple[Tensor | None, ...]], None]:
-        def take(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output_nr] if output_nr < len(gradients) else None
-            if gradient is None or self.failure is not None or not self.active:
-                return
-            started = self.clock()
-            self.calls += 1
-            try:
-                self._pending.append((node, False, self.collector.put(gradient.detach() if gradient.requires_grad else gradient)))
-            except Exception as error:
-                self._fail(error)
-            self.seconds += self.clock() - started
-
-        return take
-
-
-@functools.cache
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _refine(category: str, op: str, used: list[Tensor], others: int) -> str:
-    """Category where it depends on what the operands are."""
-    if category == "matmul":
-        return "layer" if used else "other"
-    if category == "merge" and (others < 2 or op in ("lerp", "where") and used):
-        return "scale" if op in ("add", "sub", "mul", "div", "rsub") else "shape"
-    return category
+                made_by.register_prehook(GradientHook(self, node, each.output_nr))
 
 
 def _gather(values: Iterable[Any], found: list[Tensor]) -> None:

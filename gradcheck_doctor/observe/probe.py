@@ -30,7 +30,7 @@ def probe(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, step
     """
     if any(p.is_meta for p in model.parameters()):
         raise ProbeError("The model is on the meta device: it has shapes but no values. Build it on a real device, or model.to_empty() and load weights.")
-    monitor = Monitor([model], every=1, log=log, limit=LIMIT)
+    monitor = Monitor([model], every=1, log=log, limit=LIMIT, exact=True)
     with untouched(model), torch.enable_grad():
         torch.manual_seed(seed)
         modes: dict[str, float] = {}

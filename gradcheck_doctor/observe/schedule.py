@@ -31,11 +31,13 @@ class Schedule:
         """Whether optimizer step number `step` (from 0) is to be observed."""
         if isinstance(self.every, int):
             return self._dense_from <= step < self._dense_from + DENSE or step % self.every < self.together
-        if step < self._dense_from + DENSE * self.together and step >= self._dense_from:
-            return True
-        if self._run > 0:
+        if self.dense(step) or self._run > 0:
             return True
         return step >= self._next and (self.agreed or self.affordable(1.0))
+
+    def dense(self, step: int) -> bool:
+        """Whether `step` is one of the first of a phase: these are looked at in full, later ones by samples."""
+        return self._dense_from <= step < self._dense_from + DENSE * self.together
 
     def wants_norm(self, step: int) -> bool:
         """Whether the gradient norm of a step that is not observed is worth its time."""

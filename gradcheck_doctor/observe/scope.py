@@ -170,23 +170,26 @@ class Scope:
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._watching():
             return
-        if (inside := wrapped(module)) is not None:
-            self.roots.adopt(module)
-            self._inside[id(inside)] = None
-            return
-        self.roots.meet(module, outermost=not self.stack)
-        self.stack.append(module)
-        self.roots.calls[id(module)] = self.roots.calls.get(id(module), 0) + 1
-        if len(self.stack) == 1:
+        if not self.roots.knows(module):                       # one that is known is no wrapper
+            if (inside := wrapped(module)) is not None:
+                self.roots.adopt(module)
+                self._inside[id(inside)] = None
+                return
+            self.roots.meet(module, outermost=not self.stack)
+        stack, calls, key = self.stack, self.roots.calls, id(module)
+        stack.append(module)
+        calls[key] = calls.get(key, 0) + 1
+        if len(stack) == 1:
             self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._inside:
             self._pass(module, output)
-        if self.stack and self.stack[-1] is module:
-            self.stack.pop()
-        elif any(m is module for m in self.stack):
-            while self.stack.pop() is not module:
+        stack = self.stack
+        if stack and stack[-1] is module:
+            stack.pop()
+        elif any(m is module for m in stack):
+            while stack.pop() is not module:
                 pass
 
     def _watching(self) -> bool:

@@ -1,13 +1,12 @@
 """Which units of an activation are dead or saturated: exact per unit, over as many samples as were seen."""
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gradcheck_doctor.observe.collector import Collector
+from gradcheck_doctor.observe.collector import Collector, at_hand
 from gradcheck_doctor.records.summaries import Units
 
 #: Output beyond which the derivative of a bounded activation is below 1 % of its largest: tanh at |x| = 2.993, sigmoid at |x| = 4.585.
@@ -15,57 +14,125 @@ SATURATION = {"tanh": (-0.99500, 0.99500), "sigmoid": (0.01010, 0.98990), "hardt
               "hardsigmoid": (1e-5, 0.99999)}
 RELU_LIKE = frozenset({"relu", "relu6", "threshold", "softshrink", "hardshrink"})
 SHARE = 0.95          # of the samples on which a unit must be saturated
-WINDOW = 8            # observed steps that `units_last` covers
+WINDOW = 8            # observed steps of a window; `units_last` covers the newest and the one before it
+SHORTEST, ENOUGH = 4, 1000      # fewer steps are a window where they hold that many samples
+FEW = 256             # samples of a bounded activation that say how much of it is saturated
+Seen = tuple[Tensor, Tensor, int]
+
+
+class _Open:
+    """Units that a window has not yet seen in the other state, and their extreme value since."""
+
+    def __init__(self, reduce: Callable[..., Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._reduce, self._join = reduce, join
+        self._places = torch.empty(0, dtype=torch.long)
+        self._value: Tensor | None = None
+
+    def begin(self, open_: Tensor) -> None:
+        self._places, self._value = open_.nonzero().flatten(), None
+
+    def look(self, value: Tensor, axis: int) -> None:
+        if len(self._places):
+            seen = _over_samples(value.index_select(axis, self._places), axis, self._reduce)
+            self._value = seen if self._value is None else self._join(self._value, seen)
+
+    def into(self, whole: Tensor) -> Tensor:
+        """The extremes of all units, with what was seen of these."""
+        return whole if self._value is None else whole.index_copy(0, self._places, self._join(whole[self._places], self._value.float()))
 
 
 class UnitActivity:
-    """Running activity of the units of one activation site."""
+    """Running activity of the units of one activation site.
+
+    Windows follow each other. Within one, a ReLU unit that the first step showed both at 0 and above it needs no further look: only the others are
+    read again, over all samples, so that what is said of a dead unit stays exact while most of the reading is spared.
+    """
 
     def __init__(self, op: str, axis: int) -> None:
         self.bounds = SATURATION.get(op)
         self.axis = axis
-        self.steps: deque[tuple[Tensor, Tensor, int, bool]] = deque(maxlen=WINDOW)
-        self.total: tuple[Tensor, Tensor, int] | None = None
-        self.first: tuple[Tensor, Tensor, int] | None = None
+        self._merge = _extremes if self.bounds is None else _counts
+        self._total: Seen | None = None                     # up to the window
+        self._first: Seen | None = None
+        self._before: Seen | None = None                    # the window before this one
+        self._window: Seen | None = None
+        self._steps = 0                                     # taken into the window
+        self._known = False                                 # whether the window's first step told which units are open
+        self._silent, self._on = _Open(torch.amax, torch.maximum), _Open(torch.amin, torch.minimum)
 
-    def add(self, output: Tensor, before_update: bool, collector: Collector) -> None:
-        """Take in one output, exact over all of it; its numbers arrive when the collector finishes the step."""
+    def add(self, output: Tensor, before_update: bool, collector: Collector, exact: bool = True) -> None:
+        """Take in one output; its numbers arrive when the collector finishes the step, or at once.
+
+        What is said of ReLU units covers all of it; of bounded activations, without `exact`, at most `FEW` samples.
+        """
         if output.dim() < 2:
             return
-        value = output.detach()
+        value = output.detach() if output.requires_grad and torch.is_grad_enabled() else output
         units = value.shape[self.axis]
-        samples = value.numel() // units
-        if self.bounds is None:
-            numbers = torch.stack([_over_samples(value, self.axis, torch.amax), _over_samples(value, self.axis, torch.amin)])
-        else:
+        if self._steps >= WINDOW or self._steps >= SHORTEST and self._window is not None and self._window[2] >= ENOUGH:
+            self._close()
+        if self.bounds is not None:
+            value = value if exact else _few(value, self.axis)
             lower, upper = self.bounds
             numbers = _over_samples(((value <= lower) | (value >= upper)).float(), self.axis, torch.sum).expand(2, units)
-        collector.ask(numbers, lambda seen: self._take(seen, samples, before_update))
+        elif self._known and self._window is not None and len(self._window[0]) == units and not before_update:
+            self._again(value, value.numel() // units)
+            return
+        else:
+            numbers = torch.stack([_over_samples(value, self.axis, torch.amax), _over_samples(value, self.axis, torch.amin)])
+        samples, near = value.numel() // units, at_hand(value)
+        collector.ask(numbers, lambda seen: self._take((seen[0], seen[1], samples), before_update, near))
 
-    def _take(self, numbers: Tensor, samples: int, before_update: bool) -> None:
-        """`numbers`: largest and smallest value of each unit, or twice the number of samples on which it is saturated."""
-        seen = (numbers[0], numbers[1], samples)
-        merge = _extremes if self.bounds is None else _counts
-        self.total = merge(self.total, seen)
-        if self.total is seen and self.steps:
-            self.steps.clear()                                              # the width changed: a layer was replaced
+    def _again(self, value: Tensor, samples: int) -> None:
+        """A later step of the window: only the units whose state is open."""
+        assert self._window is not None
+        self._silent.look(value, self.axis)
+        self._on.look(value, self.axis)
+        self._window = (*self._window[:2], self._window[2] + samples)
+        self._steps += 1
+
+    def _take(self, seen: Seen, before_update: bool, near: bool) -> None:
+        """`seen`: largest and smallest value of each unit, or twice the number of samples on which it is saturated."""
+        known = self._window or self._total
+        if known is not None and known[0].shape != seen[0].shape:           # the width changed: a layer was replaced
+            self._total = self._before = self._window = None
+            self._steps = 0
         if before_update:
-            self.first = merge(self.first, seen)
-        self.steps.append((*seen, before_update))
+            self._first = self._merge(self._first, seen)
+        self._window = self._merge(self._so_far(), seen)
+        self._steps += 1
+        self._known = self.bounds is None and near and not before_update
+        if self._known:
+            self._silent.begin(self._window[0] <= 0)
+            self._on.begin(self._window[1] > 0)
 
-    def extremes(self) -> tuple[tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None, tuple[Tensor, Tensor, int] | None]:
-        """What `result` is made from, as tensors over the units: everything, before the first update, the last window."""
-        last: tuple[Tensor, Tensor, int] | None = None
-        for high, low, count, _ in self.steps:
-            last = _extremes(last, (high, low, count)) if self.bounds is None else _counts(last, (high, low, count))
-        return self.total, self.first, last
+    def _so_far(self) -> Seen | None:
+        """The window with what its later steps showed."""
+        if self._window is None or not self._known:
+            return self._window
+        high, low, samples = self._window
+        return self._silent.into(high), self._on.into(low), samples
+
+    def _close(self) -> None:
+        """The window is full: the next step begins another."""
+        self._before = self._so_far()
+        if self._before is not None:
+            self._total = self._merge(self._total, self._before)
+        self._window, self._known, self._steps = None, False, 0
+
+    def extremes(self) -> tuple[Seen | None, Seen | None, Seen | None]:
+        """What `result` is made from, as tensors over the units: everything, before the first update, this window and the one before it."""
+        window = self._so_far()
+        if window is None:
+            return self._total, self._first, self._before
+        return self._merge(self._total, window), self._first, self._merge(self._before, window)
 
     def result(self) -> tuple[Units | None, Units | None, Units | None]:
-        """Over everything, before the first update, and over the last window."""
+        """Over everything, before the first update, and over this window and the one before it."""
         total, first, last = self.extremes()
         return self._units(total), self._units(first), self._units(last)
 
-    def _units(self, seen: tuple[Tensor, Tensor, int] | None) -> Units | None:
+    def _units(self, seen: Seen | None) -> Units | None:
         if seen is None:
             return None
         high, low, samples = seen
@@ -74,6 +141,15 @@ class UnitActivity:
             return Units(len(high), samples, dead=int(chosen.sum()), always_on=int((low > 0).sum()), indices=_indices(chosen))
         chosen = high >= SHARE * samples
         return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen))
+
+
+def _few(value: Tensor, axis: int) -> Tensor:
+    """At most about `FEW` samples (and positions) of every unit, evenly spaced."""
+    if axis == -1 or value.dim() == 2:
+        flat = value.reshape(-1, value.shape[-1])
+        return flat[:: max(1, len(flat) // FEW)]
+    flat = value.flatten(2)
+    return flat[..., :: max(1, flat.shape[0] * flat.shape[2] // FEW)]
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
@@ -87,13 +163,13 @@ def _indices(chosen: Tensor) -> tuple[int, ...]:
     return tuple(chosen.nonzero().flatten()[:64].tolist())
 
 
-def _extremes(old: tuple[Tensor, Tensor, int] | None, new: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor, int]:
+def _extremes(old: Seen | None, new: Seen) -> Seen:
     if old is None or old[0].shape != new[0].shape:
         return new
     return torch.maximum(old[0], new[0]), torch.minimum(old[1], new[1]), old[2] + new[2]
 
 
-def _counts(old: tuple[Tensor, Tensor, int] | None, new: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor, int]:
+def _counts(old: Seen | None, new: Seen) -> Seen:
     if old is None or old[0].shape != new[0].shape:
         return new
     return old[0] + new[0], old[1] + new[1], old[2] + new[2]

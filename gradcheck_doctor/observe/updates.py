@@ -10,7 +10,10 @@ from torch import Tensor
 from gradcheck_doctor.observe.collector import to_host
 from gradcheck_doctor.records.recording import ParameterStep
 
-SAMPLE = 1024          # elements compared of each parameter
+BLOCKS, BLOCK = 64, 16 # of each parameter that many elements are compared, in blocks that are each read at once
+SAMPLE = BLOCKS * BLOCK
+SMALL = 4096           # elements of a gradient that is read as a whole
+FEWEST = 64            # elements other than 0 that a sampled gradient must have
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -48,6 +51,51 @@ def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
     return result
 
 
+class GradientSample:
+    """Norms of gradients from `SAMPLE` elements of each, all at once; of the whole gradient where it is small, or where a sample says little."""
+
+    def __init__(self) -> None:
+        self.keys: tuple[int, ...] = ()                             # ids of the parameters, one for each row of `table`
+        self.table = torch.empty(0)                                 # the samples of the last call, filled up with zeros
+        self._rows: list[Tensor] = []
+        self._whole: set[int] = set()                               # ids of gradients that are 0 at nearly all elements (an embedding's)
+
+    def norms(self, parameters: Iterable[Tensor], full: bool) -> dict[int, float | None]:
+        """As `gradient_norms`; with `full` also find out which gradients a sample says little of."""
+        result: dict[int, float | None] = {}
+        chosen: list[Tensor] = []
+        views: list[Tensor] = []
+        whole: list[Tensor] = []
+        for parameter in parameters:
+            gradient, key = parameter.grad, id(parameter)
+            if gradient is None:
+                result[key] = None
+            elif (type(gradient) is not Tensor or gradient.numel() <= SMALL or key in self._whole or gradient.dtype is not torch.float32
+                    or not gradient.is_cpu or not gradient.is_contiguous()):
+                whole.append(parameter)
+            else:
+                chosen.append(parameter)
+                views.append(_pick(gradient))
+        if views:
+            norms, zeros = self._numbers(tuple(map(id, chosen)), views, full)
+            for i, parameter in enumerate(chosen):
+                if not math.isfinite(norms[i]) or norms[i] == 0.0 or zeros and zeros[i] > SAMPLE - FEWEST:
+                    self._whole.add(id(parameter))
+                    whole.append(parameter)
+                else:
+                    result[id(parameter)] = norms[i] * math.sqrt(parameter.numel() / SAMPLE)
+        return result | gradient_norms(whole)
+
+    def _numbers(self, keys: tuple[int, ...], views: list[Tensor], full: bool) -> tuple[list[float], list[float]]:
+        """Norm and, if `full`, number of zeros of each view."""
+        if keys != self.keys:
+            self.keys, self.table = keys, torch.zeros(len(views), SAMPLE)
+            self._rows = [row.view(v.shape) for row, v in zip(self.table.unbind(0), views, strict=True)]
+        torch._foreach_copy_(self._rows, views)
+        zeros = torch.eq(self.table, 0.0, out=torch.empty_like(self.table)).sum(1).tolist() if full else []
+        return torch.linalg.vector_norm(self.table, dim=1).tolist(), zeros
+
+
 def _stack(numbers: Iterable[Tensor]) -> Tensor:
     numbers = list(numbers)
     device = numbers[0].device
@@ -65,11 +113,14 @@ def left_over(parameter: Tensor) -> bool:
 
 
 def _pick(tensor: Tensor) -> Tensor:
-    """At most `SAMPLE` evenly spaced elements, a view where the layout allows."""
+    """At most `SAMPLE` elements, in evenly spaced blocks that lie in one line of cache each; a view where the layout allows.
+
+    The spacing is kept off round numbers, so that not every block begins in the same column.
+    """
     value = local(tensor.detach() if tensor.requires_grad else tensor)
     count = value.numel()
     if count > SAMPLE and value.is_contiguous():
-        return value.as_strided((SAMPLE,), (count // SAMPLE,))
+        return value.as_strided((BLOCKS, BLOCK), (max(BLOCK, count // BLOCKS - BLOCK - 1), 1))
     flat = value.reshape(-1)
     return flat[:: count // SAMPLE][:SAMPLE] if count > SAMPLE else flat
 
@@ -97,11 +148,11 @@ class Updates:
         for kind in self._kinds:
             torch._foreach_copy_(kind.old_rows, kind.views)
 
-    def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
-        """One `ParameterStep` for each parameter; gradients divided by the loss `scale`."""
+    def finish(self, step: int, norms: dict[int, float | None], scale: float, full: bool = True) -> dict[int, ParameterStep]:
+        """One `ParameterStep` for each parameter; gradients divided by the loss `scale`; updates lost to rounding only with `full`."""
         if not self._kinds:
             return {}
-        rows = [row for table in to_host([kind.compared() for kind in self._kinds]) for row in table.tolist()]
+        rows = [row for table in to_host([kind.compared(full) for kind in self._kinds]) for row in table.tolist()]
         seen = [p for kind in self._kinds for p in kind.members]
         return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, rows, strict=True)}
 
@@ -118,30 +169,36 @@ class _Kind:
         self.places = _where(members)
         self.views = [_pick(p) for p in members]
         sizes = [v.numel() for v in self.views]
-        self.tables = torch.zeros(3, len(members), SAMPLE, device=device, dtype=dtype)
-        self.old_rows, self.new_rows, self.gradient_rows = [[row[:n] for row, n in zip(table.unbind(0), sizes, strict=True)] for table in self.tables]
-        self.sizes = torch.tensor(sizes, device=device, dtype=dtype)
+        self.tables = torch.zeros(2, len(members), SAMPLE, device=device, dtype=dtype)
+        self.old_rows, self.new_rows = [
+            [row[:n].view(v.shape) for row, n, v in zip(table.unbind(0), sizes, self.views, strict=True)] for table in self.tables]
+        self.roots = torch.tensor(sizes, device=device, dtype=dtype).sqrt()
 
-    def compared(self) -> Tensor:
-        """Mean square of the change, mean square before, updates lost to rounding, updates wanted; (parameters, 4).
+    def compared(self, full: bool) -> Tensor:
+        """rms of the change, rms before and, with `full`, updates lost to rounding and updates wanted; (parameters, 2 or 4).
 
         An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
         """
-        old, change, gradient = self.tables
+        old, change = self.tables
         torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [_pick(p) for p in self.members])
         change -= old
+        sizes = torch.linalg.vector_norm(self.tables, dim=2).div_(self.roots)                   # before, change
+        if not full:
+            return sizes.T
+        gradient = torch.zeros_like(old)
+        rows = [row[:v.numel()].view(v.shape) for row, v in zip(gradient.unbind(0), self.views, strict=True)]
         source = [_pick(p.grad) if p.grad is not None and not p.grad.is_sparse else moved for p, moved in zip(self.members, self.new_rows, strict=True)]
-        torch._foreach_copy_(self.gradient_rows, [g if g.shape == moved.shape else moved for g, moved in zip(source, self.new_rows, strict=True)])
+        torch._foreach_copy_(rows, [g if g.shape == moved.shape else moved for g, moved in zip(source, self.new_rows, strict=True)])
         active = gradient.ne_(0.0)
         wanted = active.sum(1)
-        squares = torch.stack([change.square().sum(1), old.square_().sum(1)]) / self.sizes
         made = active.mul_(change.ne_(0.0)).sum(1)                  # in place: what fills the rows up stays 0
-        return torch.stack([*squares, wanted - made, wanted], dim=1)
+        return torch.stack([*sizes, wanted - made, wanted], dim=1)
 
 
 def _step(step: int, norm: float | None, scale: float, row: list[float], count: int) -> ParameterStep:
-    change, square, lost, wanted = row
-    ratio = math.sqrt(change / square) if square > 0 and change >= 0 else (math.inf if change > 0 else 0.0)
+    size, change, *counts = row
+    lost, wanted = counts or (0.0, 0.0)
+    ratio = change / size if size > 0 and change >= 0 else (math.inf if change > 0 else 0.0)
     return ParameterStep(step=step, grad_norm=None if norm is None else norm / scale, update_ratio=ratio,
-                         weight_norm=math.sqrt(square * count) if square >= 0 else math.nan, lost=lost / wanted if wanted else None,
+                         weight_norm=size * math.sqrt(count), lost=lost / wanted if wanted else None,
                          zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))

@@ -27,9 +27,11 @@ from gradcheck_doctor.observe.parameters import rows_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
-from gradcheck_doctor.observe.updates import Updates, global_norm, gradient_norms, left_over
+from gradcheck_doctor.observe.updates import GradientSample, Updates, global_norm, gradient_norms, left_over
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
+
+FULL_EVERY = 4         # of the steps that are observed by samples each so many-th looks at everything
 
 
 class Monitor:
@@ -43,13 +45,14 @@ class Monitor:
         max_steps: call `stop` after that many optimizer steps.
         on_step, on_observed: called after every optimizer step, and after every observed one while nothing is being observed;
             the time of the latter counts as time spent on observing.
+        exact: read whole tensors on every observed step, not only on the first ones of each phase and after anything that is not finite.
         channel: name under which the ranks of a distributed training find each other's figures; None reports on this process alone.
     """
 
     def __init__(self, models: Iterable[nn.Module] = (), optimizers: Iterable[torch.optim.Optimizer] = (), every: int | str = "auto", *,
                  log: ConstructionLog | None = None, max_steps: int | None = None, stop: Callable[[], None] | None = None,
                  on_step: Callable[[Monitor], None] | None = None, on_observed: Callable[[Monitor], None] | None = None, limit: int = 1024,
-                 channel: str | None = None) -> None:
+                 channel: str | None = None, exact: bool = False) -> None:
         self.observer = Observer(log, limit)
         self.log = log
         self.book = ParameterBook(log)
@@ -68,6 +71,8 @@ class Monitor:
         self.parameter_steps: dict[int, list[ParameterStep]] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
         self._norms: dict[int, float | None] = {}
+        self._gradients = GradientSample()
+        self._exact = exact
         self._scale = 1.0
         self._losses: list[Tensor] = []
         self._light: list[Tensor] = []
@@ -136,6 +141,8 @@ class Monitor:
         self._clip_seen = self._early_clip_seen = False
         self.schedule.agreed = self.ranks.join()
         if self.schedule.wants(self.step) and not self._compiled():
+            self.observer.exact = self._exact or self.schedule.dense(self.step)
+            self.observer.full = self.observer.exact or self.schedule.observed % FULL_EVERY == 0
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
         else:
@@ -166,7 +173,8 @@ class Monitor:
             self._event("backward", span=user_span(sys._getframe(4)))
 
     def _after_backward(self) -> None:
-        self._norms = gradient_norms(p for p, _ in self.book.records.values())
+        parameters = (p for p, _ in self.book.records.values())
+        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters, self.observer.full)
 
     def _light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
@@ -283,7 +291,7 @@ class Monitor:
         stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
         if observed:
             if self._updates is not None:
-                for key, row in self._updates.finish(self.step, self._norms, self._scale).items():
+                for key, row in self._updates.finish(self.step, self._norms, self._scale, self.observer.full).items():
                     self.parameter_steps.setdefault(key, []).append(row)
             self._other_gradients()
             self.observer.finish_step()
@@ -315,6 +323,8 @@ class Monitor:
         if not self._losses:
             return None
         value = sum(t.float().item() for t in self._losses) / len(self._losses)
+        if not math.isfinite(value):
+            self._exact = True                                      # where it comes from must not be missed by a sample
         return value / self._scale
 
     def _other_gradients(self) -> None:
@@ -335,6 +345,7 @@ class Monitor:
         observer = self.observer
         if observer.active:
             observer.finish_step()
+        observer.collector.flush()
         self.book.take(observer, everything=True)
         kept = operations(observer, self.book, kind, since)
         modules = module_records(observer)

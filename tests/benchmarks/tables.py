@@ -105,7 +105,7 @@ def memory(workload: Workload) -> Table:
 
 
 def _held(activity: object) -> list[torch.Tensor]:
-    seen = [activity.total, activity.first, *activity.steps]
+    seen = activity.extremes()
     return [value for entry in seen if entry is not None for value in entry if isinstance(value, torch.Tensor)]
 
 

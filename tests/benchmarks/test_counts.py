@@ -84,13 +84,13 @@ def test_calls_of_an_observed_step_are_bounded_by_its_operations():
 
 
 def test_bytes_copied_are_bounded_by_the_samples():
-    """Each value and each gradient gives at most 1,024 elements, and buffers do not grow from step to step."""
+    """Each value and each gradient gives at most 1,024 elements, a few steps wait together, and buffers do not grow after that."""
     held = []
-    for monitor, _ in training(12, every=1):
+    for monitor, _ in training(32, every=1):
         blocks = [b for group in monitor.observer.collector._groups.values() for b in group.blocks]
         held.append(sum(b.numel() for b in blocks))
     rows = 2 * (OPERATIONS + 1)
-    assert held[-1] <= 2 * rows * 1024 and held[-1] == held[3]
+    assert held[3] <= 2 * rows * 1024 and held[-1] <= 2 * collector.TOGETHER * rows * 1024 and held[-1] == held[20]
 
 
 def test_a_large_batch_copies_no_more_than_a_small_one():
@@ -113,8 +113,36 @@ def test_statistics_come_to_the_host_in_one_copy(monkeypatch):
     to_host = collector.to_host
     monkeypatch.setattr(collector, "to_host", counted)
     monkeypatch.setattr(updates, "to_host", counted)
-    for _, step in training(6, every=1):
-        assert len(copies) == 3 * (step + 1)
+    dense = 8
+    for _, step in training(dense + 8, every=1):
+        assert len(copies) == 3 * (step + 1) if step < dense else len(copies) <= 3 * (step + 1)
+
+
+def test_steps_after_the_dense_start_read_samples_only(monkeypatch):
+    """No reduction over a whole activation or gradient, but for the units of a ReLU whose state is open."""
+    whole = []
+    monkeypatch.setattr(collector, "square", lambda value, square=collector.square: whole.append(value.numel()) or square(value))
+    counts = []
+    for _, _ in training(20, every=1):
+        counts.append(len(whole))
+    assert counts[7] > counts[6] > 0 and counts[-1] == counts[7]
+
+
+def test_what_is_seen_of_a_repeated_pass_is_what_was_seen_of_the_first(monkeypatch):
+    """Calls that are known are measured without being analysed: the same operations with the same numbers."""
+    from gradcheck_doctor.observe.replay import Tree
+    def recorded():
+        last = None
+        for monitor, _ in training(30, every=1, exact=True):
+            last = monitor
+        return last.recording()
+    known = recorded()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tree, "next", lambda *_: None)
+        analysed = recorded()
+    assert [o.site for o in known.operations] == [o.site for o in analysed.operations]
+    assert [o.observed for o in known.operations] == [o.observed for o in analysed.operations]
+    assert [o.units_last for o in known.operations] == [o.units_last for o in analysed.operations]
 
 
 def test_no_value_is_read_one_by_one_on_a_device(monkeypatch):

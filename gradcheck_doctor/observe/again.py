@@ -1,0 +1,107 @@
+"""What is done with a call whose place in the pass is known: whether it is the same call again, what is measured of it, what the next pass must know."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradcheck_doctor.observe.gradient_hook import GradientHook
+from gradcheck_doctor.observe.graph import Node
+from gradcheck_doctor.observe.names import FRAGILE, dtype_name
+from gradcheck_doctor.observe.replay import ANY, OUTSIDE, Call
+from gradcheck_doctor.observe.through_time import KEPT
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.observe.observer import Observer
+
+KEPT_INPUTS = 4        # batches of each input that are looked at feature by feature
+FULL = 40_000          # tensors measured between two optimizer steps, at most
+#: Between two steps seen in full these are told by the layers around them.
+COMPANIONS = frozenset({"activation", "norm", "attention", "pool", "scale"})
+
+
+def repeats(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -> bool:
+    """Whether what came out is of the kind that came out before, so that it can be measured without being analysed."""
+    if call.node is None:
+        return bool(args) and output is args[0]                 # nothing new then, nothing new now
+    first = output
+    if call.outputs:
+        if type(output) is not tuple or len(output) != call.outputs or any(type(o) is not Tensor for o in output):
+            return False
+        first = output[0]
+    if type(first) is not Tensor or first.dtype is not call.dtype or first.is_sparse or first.is_meta or len(observer._pending) > FULL:
+        return False
+    if first.numel() == 0 or not call.inplace and args and output is args[0]:
+        return False
+    return call.external is None or len(observer.input_tensors.get(call.external.index, ())) >= KEPT_INPUTS
+
+
+def measure_again(observer: Observer, call: Call, node: Node, args: tuple[Any, ...], output: Any) -> None:
+    """Take the statistics of the output of `node` and hook its gradient, as the first analysis did."""
+    graph = observer.graph
+    if call.external is not None:
+        value = args[0]
+        graph.ordinal(call.external.module, "input", call.external.ordinal + 1)
+        graph.bind(value, call.external.index)
+        if observer.full and value.is_floating_point() and type(value) is Tensor and value.numel():
+            observer._pending.append((call.external.forward, observer.collector.put(value.detach(), observer.exact)))
+    graph._ordinals[call.kind] = call.ordinal
+    node.last_pass = observer.pass_number
+    if call.outputs:
+        for value in output:
+            graph.bind(value, node.index)
+        first = output[0]
+    else:
+        first = output
+        graph.bind(first, node.index)
+    if not call.measured:
+        return
+    seen = observer.full or not call.companion
+    if not seen and node.activity is None:
+        return
+    torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
+    try:
+        if seen:
+            observer._pending.append((node.forward, observer.collector.put(first, observer.exact)))
+        if node.activity is not None:
+            node.activity.add(first, observer.before_update, observer.collector, observer.exact)
+    finally:
+        torch._C._set_grad_enabled(True)
+    if seen:
+        node.dtypes[observer.step] = dtype_name(first.dtype)
+        for value in output if node.category == "recurrent" and call.outputs else (first,):
+            if value.requires_grad and (made_by := value.grad_fn) is not None:
+                made_by.register_prehook(call.hook_at(value.output_nr) or call.hooked(GradientHook(observer, node, value.output_nr)))
+
+
+def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor, int | None]], output: Any, inplace: bool, measured: bool) -> Call:
+    """What the next pass has to know of a call, and whether it may be measured without being analysed again."""
+    node, graph = call.node, observer.graph
+    assert node is not None
+    call.kind, call.ordinal = (id(call.module), node.op), node.ordinal + 1
+    call.measured, call.inplace = measured, inplace
+    first_output = output
+    if type(output) is tuple and output and all(type(o) is Tensor for o in output):
+        call.outputs, first_output = len(output), output[0]
+    if type(first_output) is not Tensor or node.index >= len(graph.nodes) or graph.nodes[node.index] is not node:
+        return call
+    if first_output.layout is not torch.strided or first_output.is_complex():
+        return call
+    call.dtype = first_output.dtype
+    call.companion = node.category in COMPANIONS and node.op not in FRAGILE and first_output.dtype is torch.float32
+    entered = [t for t, maker in others if maker is None and graph.maker(t) is not None]      # inputs from outside that became nodes
+    first = args[0] if args else None
+    if isinstance(first, Tensor):
+        makers = [maker for t, maker in others if t is first]
+        call.made_by = ANY if not makers else OUTSIDE if makers[0] is None else makers[0]
+    if len(args) > 1 and isinstance(args[1], Tensor) and any(args[1] is p for p in node.parameters):
+        call.weight = args[1]
+    if entered and all(t is first for t in entered) and output is not first:
+        index = graph.maker(entered[0])
+        call.external = graph.nodes[index] if index is not None else None
+    told_apart = call.module is not None or call.made_by >= 0 or call.weight is not None
+    special = node.op == "setitem" or node.op in ("sub", "mul") and call.module is None      # a residual, the scaling of the loss
+    through_time = node.category == "recurrent" and bool(node.over_time) and len(node.over_time) < KEPT
+    call.quick = told_apart and not special and not through_time and (not entered or call.external is not None)
+    return call

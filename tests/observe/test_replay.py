@@ -1,0 +1,167 @@
+"""A pass that repeats known calls is measured without being analysed: what is recorded must be the same, for every kind of model and loop."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradcheck_doctor.observe.replay import LIMIT, Tree
+from gradcheck_doctor.observe.watch import Monitor
+
+
+class StochasticDepth(nn.Module):
+    """Leaves blocks out by chance, functional activations, a shared layer, an in-place addition, a scalar parameter outside of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(nn.Linear(12, 12) for _ in range(4)), nn.Linear(12, 3)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        for block in self.blocks:
+            if torch.rand(()) < 0.7:
+                x = x + torch.tanh(block(F.relu(x)))
+        x = F.relu(self.blocks[0](x), inplace=True) * 2
+        x += 1
+        return self.head(x * self.scale)
+
+
+class Unrolled(nn.Module):
+    """A hand-written cell over sequences of varying length."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = x.new_zeros(len(x), 8)
+        for _ in range(int(torch.randint(2, 6, ()))):
+            hidden = torch.tanh(self.inner(x) + self.outer(hidden))
+        return self.head(hidden)
+
+
+class Several(nn.Module):
+    """Chunks, stacks, a recurrent layer, attention, batch norm and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.norm, self.drop = nn.GRU(6, 8, batch_first=True), nn.BatchNorm1d(8), nn.Dropout(0.2)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        left, right = x.chunk(2, dim=1)
+        y, _ = self.gru(torch.stack([left, right], dim=1))
+        y = self.attention(y, y, y, need_weights=False)[0]
+        return self.head(self.drop(self.norm(torch.cat([y[:, 0], y[:, 1]], dim=0)))[: len(x)])
+
+
+class Raw(nn.Module):
+    """Matrix products with bare parameters, a transposed (tied) weight, operations that return their input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(12, 20) * 0.3), nn.Parameter(torch.zeros(20))
+
+    def forward(self, x):
+        y = F.dropout(x, 0.5, training=False)
+        y = (y @ self.a + self.b).relu()
+        return (y @ self.a.T)[:, :3]
+
+
+MODELS = {"mlp": lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)), "stochastic depth": StochasticDepth,
+          "unrolled": Unrolled, "several": Several, "raw": Raw,
+          "encoder": lambda: nn.Sequential(nn.Unflatten(1, (3, 4)), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(12, 3))}
+
+
+def trained(make, steps=30, evaluate=False, exact=True):
+    """Losses and the recording of a training with batches of two sizes."""
+    torch.manual_seed(0)
+    model, losses = make(), []
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Monitor([model], [optimizer], every=1, exact=exact) as monitor:
+        for step in range(steps):
+            size = 9 if step % 5 == 4 else 24
+            x = (torch.randn(size, 12) - 0.1) / 2                   # arithmetic on data is none of the model's
+            model.train(not evaluate or step % 3 > 0)
+            loss = F.cross_entropy(model(x), torch.randint(0, 3, (size,))) * 1.0
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        recording = monitor.recording()
+    assert monitor.observer.failure is None
+    return losses, recording, monitor
+
+
+def known(recording):
+    return [(o.site, o.ordinal, o.producers, o.parameters, o.called, o.shape, o.observed, o.units, o.units_last, o.time_gradients) for o in recording.operations]
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_recording_is_that_of_a_full_analysis(name, evaluate, monkeypatch):
+    losses, seen, monitor = trained(MODELS[name], evaluate=evaluate)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tree, "next", lambda *_: None)
+        expected_losses, expected, _ = trained(MODELS[name], evaluate=evaluate)
+    assert losses == expected_losses
+    assert repr(known(seen)) == repr(known(expected))                # nan is not equal to itself
+    assert seen.events == expected.events and seen.inputs == expected.inputs
+    assert repr(seen.parameter_steps) == repr(expected.parameter_steps)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_most_calls_of_a_known_pass_are_not_analysed(name, monkeypatch):
+    from gradcheck_doctor.observe.observer import Observer
+    analysed = []
+    whole = Observer._record
+    monkeypatch.setattr(Observer, "_record", lambda self, *a: analysed.append(self.step) or whole(self, *a))
+    trained(MODELS[name], steps=60)
+    first, last = analysed.count(0), sum(analysed.count(step) for step in range(55, 60)) / 5
+    assert last <= max(3, 0.5 * first)
+
+
+def test_a_replaced_layer_and_a_replaced_weight_are_noticed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Monitor([model], [optimizer], every=1) as monitor:
+        for step in range(16):
+            if step == 5:
+                model[2] = nn.Linear(8, 3)
+            if step == 10:
+                model[0].weight = nn.Parameter(torch.zeros(8, 12))
+            F.cross_entropy(model(torch.randn(24, 12)), torch.randint(0, 3, (24,))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        recording = monitor.recording()
+    linears = [o for o in recording.operations if o.op == "linear"]
+    assert monitor.observer.failure is None and [len(o.observed) for o in linears] == [16, 5]
+    assert [linears[0].observed[step].forward.sample_std > 1e-6 for step in (9, 10, 11)] == [True, False, False]       # zero weights: only the bias is left
+
+
+def test_the_tree_is_bounded():
+    """Calls that never repeat do not pile up."""
+    from gradcheck_doctor.observe.graph import Graph
+    from gradcheck_doctor.observe.replay import Call
+    tree = Tree(Graph())
+    for number in range(1000):
+        tree.restart()
+        tree.learn(Call(lambda number=number: number, None, None))
+    assert len(tree.root.following) <= 64 and tree.size <= LIMIT
+
+
+def test_samples_estimate_what_exact_statistics_say():
+    """Norms from samples are near the exact ones on the same steps of the same training."""
+    def wide():
+        return nn.Sequential(nn.Linear(12, 300), nn.ReLU(), nn.Linear(300, 200), nn.GELU(), nn.Linear(200, 3))
+    losses, exact, _ = trained(wide)
+    same, sampled, _ = trained(wide, exact=False)
+    assert losses == same
+    for a, b in zip(exact.operations, sampled.operations, strict=True):
+        both = [(x.forward, y.forward) for x in a.observed[8:] for y in b.observed[8:] if x.step == y.step and x.forward is not None and y.forward is not None]
+        ratios = [y.rms / x.rms for x, y in both if x.rms > 0]
+        assert all(0.6 < r < 1.6 for r in ratios) and (not ratios or 0.9 < sum(ratios) / len(ratios) < 1.1), a.site
+    for name, rows in exact.parameter_steps.items():
+        for x, y in zip(rows, sampled.parameter_steps[name], strict=True):
+            assert y.grad_norm == pytest.approx(x.grad_norm, rel=0.35) and y.update_ratio == pytest.approx(x.update_ratio, rel=0.3), name
