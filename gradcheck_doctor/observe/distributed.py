@@ -76,12 +76,12 @@ class Ranks:
 
     def join(self) -> bool:
         """Find the process group once there is one; whether this process is one of several. Keeps the store alive beyond the group."""
+        if self.channel is None:
+            return self.joined
         if self.joined:
             self._try(self._resolve)
             return True
-        if self.channel is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return False
-        if torch.distributed.get_world_size() < 2:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() < 2:
             return False
         try:
             from torch.distributed.distributed_c10d import _get_default_store

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 def compiled(model: nn.Module) -> bool:
     """True when `model` (or a part of it) was passed through torch.compile."""
-    return any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None
-               or getattr(m, "_compiler_ctx", None) is not None for m in model.modules())      # the last is how Lightning marks its modules
+    return any(marked_compiled(m) for m in model.modules())
+
+
+def marked_compiled(module: nn.Module) -> bool:
+    """True when `module` itself was passed through torch.compile. Looks into its dict: asking a module for what it has not got is slow."""
+    own = module.__dict__
+    return (own.get("_compiled_call_impl") is not None or own.get("_compiler_ctx") is not None        # the last is how Lightning marks its modules
+            or type(module).__name__ == "OptimizedModule")
 
 
 def refuse(model: nn.Module) -> None:

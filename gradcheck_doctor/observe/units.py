@@ -16,36 +16,15 @@ RELU_LIKE = frozenset({"relu", "relu6", "threshold", "softshrink", "hardshrink"}
 SHARE = 0.95          # of the samples on which a unit must be saturated
 WINDOW = 8            # observed steps of a window; `units_last` covers the newest and the one before it
 SHORTEST, ENOUGH = 4, 1000      # fewer steps are a window where they hold that many samples
-FEW = 256             # samples of a bounded activation that say how much of it is saturated
+FEW = 128             # samples (and positions) of a unit that are looked at on a step that is not seen in full
 Seen = tuple[Tensor, Tensor, int]
-
-
-class _Open:
-    """Units that a window has not yet seen in the other state, and their extreme value since."""
-
-    def __init__(self, reduce: Callable[..., Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._reduce, self._join = reduce, join
-        self._places = torch.empty(0, dtype=torch.long)
-        self._value: Tensor | None = None
-
-    def begin(self, open_: Tensor) -> None:
-        self._places, self._value = open_.nonzero().flatten(), None
-
-    def look(self, value: Tensor, axis: int) -> None:
-        if len(self._places):
-            seen = _over_samples(value.index_select(axis, self._places), axis, self._reduce)
-            self._value = seen if self._value is None else self._join(self._value, seen)
-
-    def into(self, whole: Tensor) -> Tensor:
-        """The extremes of all units, with what was seen of these."""
-        return whole if self._value is None else whole.index_copy(0, self._places, self._join(whole[self._places], self._value.float()))
 
 
 class UnitActivity:
     """Running activity of the units of one activation site.
 
-    Windows follow each other. Within one, a ReLU unit that the first step showed both at 0 and above it needs no further look: only the others are
-    read again, over all samples, so that what is said of a dead unit stays exact while most of the reading is spared.
+    Windows follow each other. Within one, a ReLU unit that was seen above 0 needs no further look: only the others are read again, over all samples
+    looked at, so that what is said of a dead unit stays exact while most of the reading is spared.
     """
 
     def __init__(self, op: str, axis: int) -> None:
@@ -57,68 +36,69 @@ class UnitActivity:
         self._before: Seen | None = None                    # the window before this one
         self._window: Seen | None = None
         self._steps = 0                                     # taken into the window
-        self._known = False                                 # whether the window's first step told which units are open
-        self._silent, self._on = _Open(torch.amax, torch.maximum), _Open(torch.amin, torch.minimum)
+        self._silent: Tensor | None = None                  # units that the window's first step did not show above 0; None: look at all
+        self._loudest: Tensor | None = None                 # their largest value since
 
     def add(self, output: Tensor, before_update: bool, collector: Collector, exact: bool = True) -> None:
-        """Take in one output; its numbers arrive when the collector finishes the step, or at once.
-
-        What is said of ReLU units covers all of it; of bounded activations, without `exact`, at most `FEW` samples.
-        """
+        """Take in one output, without `exact` at most about `FEW` samples of it; its numbers arrive when the collector finishes the step, or at once."""
         if output.dim() < 2:
             return
         value = output.detach() if output.requires_grad and torch.is_grad_enabled() else output
+        value = value if exact else _few(value, self.axis)
         units = value.shape[self.axis]
+        samples, near = value.numel() // units, at_hand(value)
         if self._steps >= WINDOW or self._steps >= SHORTEST and self._window is not None and self._window[2] >= ENOUGH:
             self._close()
         if self.bounds is not None:
-            value = value if exact else _few(value, self.axis)
             lower, upper = self.bounds
             numbers = _over_samples(((value <= lower) | (value >= upper)).float(), self.axis, torch.sum).expand(2, units)
-        elif self._known and self._window is not None and len(self._window[0]) == units and not before_update:
-            self._again(value, value.numel() // units)
+        elif self._silent is not None and self._window is not None and len(self._window[0]) == units and not before_update:
+            self._again(value, self._silent)
+            self._window = (*self._window[:2], self._window[2] + samples)
+            self._steps += 1
             return
         else:
             numbers = torch.stack([_over_samples(value, self.axis, torch.amax), _over_samples(value, self.axis, torch.amin)])
-        samples, near = value.numel() // units, at_hand(value)
         collector.ask(numbers, lambda seen: self._take((seen[0], seen[1], samples), before_update, near))
 
-    def _again(self, value: Tensor, samples: int) -> None:
-        """A later step of the window: only the units whose state is open."""
-        assert self._window is not None
-        self._silent.look(value, self.axis)
-        self._on.look(value, self.axis)
-        self._window = (*self._window[:2], self._window[2] + samples)
-        self._steps += 1
+    def _again(self, value: Tensor, silent: Tensor) -> None:
+        """A later step of the window: only the units that were silent so far. Where they are many, reading all of them is faster than picking."""
+        if not len(silent):
+            return
+        if len(silent) * 8 > value.shape[self.axis]:
+            loudest = _over_samples(value, self.axis, torch.amax)[silent]
+        else:
+            loudest = _over_samples(value.index_select(self.axis, silent), self.axis, torch.amax)
+        self._loudest = loudest if self._loudest is None else torch.maximum(self._loudest, loudest)
 
     def _take(self, seen: Seen, before_update: bool, near: bool) -> None:
         """`seen`: largest and smallest value of each unit, or twice the number of samples on which it is saturated."""
         known = self._window or self._total
         if known is not None and known[0].shape != seen[0].shape:           # the width changed: a layer was replaced
-            self._total = self._before = self._window = None
+            self._total = self._before = self._window = self._loudest = None
             self._steps = 0
         if before_update:
             self._first = self._merge(self._first, seen)
         self._window = self._merge(self._so_far(), seen)
         self._steps += 1
-        self._known = self.bounds is None and near and not before_update
-        if self._known:
-            self._silent.begin(self._window[0] <= 0)
-            self._on.begin(self._window[1] > 0)
+        self._silent = self._loudest = None
+        if self.bounds is None and near and not before_update:
+            self._silent = (self._window[0] <= 0).nonzero().flatten()
 
     def _so_far(self) -> Seen | None:
         """The window with what its later steps showed."""
-        if self._window is None or not self._known:
+        if self._window is None or self._loudest is None or self._silent is None:
             return self._window
         high, low, samples = self._window
-        return self._silent.into(high), self._on.into(low), samples
+        return high.index_copy(0, self._silent, torch.maximum(high[self._silent], self._loudest.float())), low, samples
 
     def _close(self) -> None:
         """The window is full: the next step begins another."""
         self._before = self._so_far()
         if self._before is not None:
             self._total = self._merge(self._total, self._before)
-        self._window, self._known, self._steps = None, False, 0
+        self._window = self._silent = self._loudest = None
+        self._steps = 0
 
     def extremes(self) -> tuple[Seen | None, Seen | None, Seen | None]:
         """What `result` is made from, as tensors over the units: everything, before the first update, this window and the one before it."""

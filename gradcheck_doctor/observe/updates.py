@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradcheck_doctor.observe.collector import to_host
 from gradcheck_doctor.records.recording import ParameterStep
@@ -18,7 +18,9 @@ FEWEST = 64            # elements other than 0 that a sampled gradient must have
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a distributed tensor that is on this rank; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+    if type(tensor) is Tensor or type(tensor) is nn.Parameter or not hasattr(tensor, "to_local"):
+        return tensor
+    return tensor.to_local()  # type: ignore[no-any-return]
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
@@ -202,3 +204,16 @@ def _step(step: int, norm: float | None, scale: float, row: list[float], count: 
     return ParameterStep(step=step, grad_norm=None if norm is None else norm / scale, update_ratio=ratio,
                          weight_norm=size * math.sqrt(count), lost=lost / wanted if wanted else None,
                          zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))
+
+
+def add_rows(rows: dict[int, list[ParameterStep]], norms: dict[int, float | None], step: int, scale: float) -> None:
+    """Give the parameters that the step's optimizer does not hold a row, too: their gradients are worth one."""
+    for key, norm in norms.items():
+        known = rows.setdefault(key, [])
+        if not known or known[-1].step != step:
+            known.append(gradient_row(step, norm, scale))
+
+
+def gradient_row(step: int, norm: float | None, scale: float) -> ParameterStep:
+    """What is known of a parameter on a step that did not change it."""
+    return ParameterStep(step, None if norm is None else norm / scale, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))

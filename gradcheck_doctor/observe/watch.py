@@ -11,6 +11,7 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ from gradcheck_doctor.observe.parameters import rows_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
-from gradcheck_doctor.observe.updates import GradientSample, Updates, global_norm, gradient_norms, left_over
+from gradcheck_doctor.observe.step_losses import StepLosses
+from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
@@ -74,7 +76,7 @@ class Monitor:
         self._gradients = GradientSample()
         self._exact = exact
         self._scale = 1.0
-        self._losses: list[Tensor] = []
+        self._losses = StepLosses()
         self._light: list[Tensor] = []
         self._backwards = 0
         self._updates: Updates | None = None
@@ -137,7 +139,8 @@ class Monitor:
     # -- windows --------------------------------------------------------------------------------------------------------------------
     def _open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
-        self._norms, self._losses, self._backwards, self._updates = {}, [], 0, None
+        self._norms, self._backwards, self._updates = {}, 0, None
+        self._losses.begin()
         self._clip_seen = self._early_clip_seen = False
         self.schedule.agreed = self.ranks.join()
         if self.schedule.wants(self.step) and not self._compiled():
@@ -145,11 +148,11 @@ class Monitor:
             self.observer.full = self.observer.exact or self.schedule.observed % FULL_EVERY == 0
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
-        else:
+        elif self.observer.active:
             self.observer.close()
 
     def _compiled(self) -> bool:
-        return self.log is not None and self.log.compiled or any(facts.compiled(r) for r in self.observer.roots.roots)
+        return self.log is not None and self.log.compiled or any(facts.marked_compiled(m) for m in self.observer.roots.known())
 
     @property
     def seconds(self) -> float:
@@ -166,10 +169,11 @@ class Monitor:
         """Just before backward on an observed step: are last step's gradients still there?"""
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = not any(left_over(p) for p in known.parameters()[:50] if p.requires_grad)
+                known.zeroed = not any(left_over(p) for p in known.parameters()[: 50 if self.observer.full else 8] if p.requires_grad)
         if self._backwards == 0:
-            self.book.take(self.observer)
-            self.facts.before_backward(self.observer, loss)
+            if self.observer.full:
+                self.book.take(self.observer)
+                self.facts.before_backward(self.observer, loss)
             self._event("backward", span=user_span(sys._getframe(4)))
 
     def _after_backward(self) -> None:
@@ -182,7 +186,7 @@ class Monitor:
         try:
             self._backwards += 1
             if loss.numel() == 1:
-                self._losses.append(loss.detach())
+                self._losses.take(loss)
             if not self.observer.active and self._optimizers and self.schedule.wants_norm(self.step):
                 light = self.observer.clock()
                 gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
@@ -246,6 +250,9 @@ class Monitor:
         return any(id(p) in watched for group in optimizer.param_groups for p in group["params"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        met = self._optimizers.get(id(optimizer))
+        if met is not None and not self.observer.active and met.stepped is not None and met.ref() is optimizer:
+            return
         start = self.observer.clock()
         try:
             known = self._meet(optimizer)
@@ -286,14 +293,14 @@ class Monitor:
 
     def _close_window(self, known: KnownOptimizer) -> None:
         observed = self.observer.active
-        loss = self._loss()
+        loss, late = self._losses.mean(self._scale)
         norm: float | None = None
         stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
         if observed:
             if self._updates is not None:
                 for key, row in self._updates.finish(self.step, self._norms, self._scale, self.observer.full).items():
                     self.parameter_steps.setdefault(key, []).append(row)
-            self._other_gradients()
+            add_rows(self.parameter_steps, self._norms, self.step, self._scale)
             self.observer.finish_step()
             norm = global_norm(n for p, n in ((p, self._norms.get(id(p))) for p in known.parameters()))
             norm = None if norm is None else norm / self._scale
@@ -305,13 +312,18 @@ class Monitor:
             norm = math.sqrt(sum(n * n for n in torch.stack([n.float() for n in self._light]).tolist())) / self._scale
         self._light = []
         known.step_ended()
-        if observed or norm is not None or loss is not None:
+        if observed or norm is not None or loss is not None or late is not None:
+            if late is not None:
+                self._losses.leave(late, len(self.steps))
             self.steps.append(StepRecord(step=self.step, loss=loss, grad_norm=norm, lr=known.rate(), backwards=self._backwards, stale_gradient=stale,
                                          optimizer=known.number))
         if loss is not None:
-            self.curve.append((self.step, loss))
+            self._note_loss(self.step, loss)
+        if observed or self._losses.many:
+            self._settle()
         if observed:
-            known.look()
+            if self.observer.full:
+                known.look()
             self.schedule.done(self.step)
         self.step += 1
         if observed and self.on_observed is not None:
@@ -319,24 +331,22 @@ class Monitor:
             self.on_observed(self)
         self.schedule.spent = self.seconds
 
-    def _loss(self) -> float | None:
-        if not self._losses:
-            return None
-        value = sum(t.float().item() for t in self._losses) / len(self._losses)
+    def _settle(self) -> None:
+        """Fill in the losses that were still on a device."""
+        for place, value in self._losses.read():
+            step = self.steps[place].step
+            self.steps[place] = replace(self.steps[place], loss=value)
+            self._note_loss(step, value)
+
+    def _note_loss(self, step: int, value: float) -> None:
+        self.curve.append((step, value))
         if not math.isfinite(value):
             self._exact = True                                      # where it comes from must not be missed by a sample
-        return value / self._scale
-
-    def _other_gradients(self) -> None:
-        """Parameters that this optimizer does not hold: their gradients are worth a row, too."""
-        for key, norm in self._norms.items():
-            rows = self.parameter_steps.setdefault(key, [])
-            if not rows or rows[-1].step != self.step:
-                rows.append(_gradient_row(self.step, norm, self._scale))
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
     def light(self, since: int) -> tuple[tuple[StepRecord, ...], tuple[tuple[int, float], ...]]:
         """Step records and loss curve of the steps after `since`: what is known of every step, observed or not."""
+        self._settle()
         return (tuple(self.steps[bisect_right(self.steps, since, key=lambda s: s.step):]),
                 tuple(self.curve[bisect_right(self.curve, since, key=lambda point: point[0]):]))
 
@@ -350,7 +360,6 @@ class Monitor:
         kept = operations(observer, self.book, kind, since)
         modules = module_records(observer)
         held = {key for o in self._optimizers.values() for key in o.held}
-        from dataclasses import replace
         parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None,
                                    rows_equal=record.rows_equal and (self.step == 0 or hasattr(tensor, "to_local") or rows_equal(tensor.detach())))
                            for key, (tensor, record) in self.book.records.items())
@@ -372,10 +381,9 @@ class Monitor:
 
     def first_look(self, **probe: Any) -> Recording:
         """What an audit sees: one forward and backward, before any optimizer step."""
-        from dataclasses import replace
         recording = self.recording("audit", **probe)
         return replace(recording, parameter_steps={
-            record.name: (_gradient_row(0, self._norms.get(key), self._scale),) for key, (_, record) in self.book.records.items()})
+            record.name: (gradient_row(0, self._norms.get(key), self._scale),) for key, (_, record) in self.book.records.items()})
 
     def gathered(self, kind: str = "run", **probe: Any) -> Recording:
         """The recording over all ranks of a distributed training (on another rank than 0: its own, after handing it in); else `recording()`."""
@@ -388,7 +396,3 @@ class Monitor:
             self.gathered()
         except Exception as error:
             self.observer._fail(error)
-
-
-def _gradient_row(step: int, norm: float | None, scale: float) -> ParameterStep:
-    return ParameterStep(step, None if norm is None else norm / scale, zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))

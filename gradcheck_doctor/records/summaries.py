@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 class Summary:
     """Statistics of one tensor on one observed step. No unit unless said; nan where not measured.
 
-    `mean`, `std` and `zero_fraction` may come from a sample (`sampled`); `norm` and `finite` never do. Least and largest value (`absmax`) are exact in half
-    precision, beside anything not finite, and when not `sampled`; else they are the sample's and bound the true ones from inside.
+    `mean`, `std` and `zero_fraction` may come from a sample (`sampled`). `norm` and `finite` are those of the whole tensor in a probe, on the first
+    observed steps of each phase of a run, and after a loss that was not finite; on later steps they come from the sample, too. Least and largest value
+    (`absmax`) are exact in float16, beside anything not finite that was seen, and when not `sampled`; else they bound the true ones from inside.
     """
 
     count: int                      # elements of the whole tensor
@@ -18,12 +19,12 @@ class Summary:
     std: float                      # over all elements
     rms: float
     absmax: float                   # see above
-    norm: float                     # exact L2 norm of the whole tensor
+    norm: float                     # L2 norm of the whole tensor, see above
     zero_fraction: float            # share of elements that are exactly 0
     sample_std: float = math.nan    # rms over features of the standard deviation over the samples (axis 0): what the batch changes
     minimum: float = math.nan
     maximum: float = math.nan
-    finite: bool = True             # no NaN and no infinity anywhere in the tensor
+    finite: bool = True             # no NaN and no infinity in what was looked at
     sampled: bool = False
 
     def merge(self, other: Summary) -> Summary:
@@ -48,7 +49,7 @@ class Units:
     """Activity of the units (features, channels) of one activation, over every sample and position seen so far.
 
     `dead` counts units never above zero (ReLU-like) over all `samples`; `saturated` counts units of a bounded activation
-    whose derivative was below 1 % of its largest for at least 95 % of the samples. `always_on` counts ReLU units never at 0.
+    whose derivative was below 1 % of its largest for at least 95 % of the samples. `always_on` counts ReLU units never at 0 on the steps read in full.
     """
 
     units: int
