@@ -76,6 +76,8 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
     with _edited(result) as current_file:
         report, seen = _moved(before.report, current_file), set[str]()
         for finding, fix in planned(report, current_file, unsafe=trial.unsafe):
+            if best is not None and best[3].serious == 0 and (finding.rule, fix.prescription.treatment) != (best[0].rule, best[1].prescription.treatment):
+                break                                               # all is well; only other doses of the same cure may do better
             text = _text(result, finding, fix, current_file)
             if text is None or text == result.after or text in seen or len(seen) >= TRIALS or trial.late:
                 continue
@@ -94,8 +96,6 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
                 best = (finding, fix, text, after)
             else:
                 others.append(after)
-            if after.serious == 0:
-                break
         if best is None or not trial.run:
             return best
         others += _controls(result, report, current_file, trial, CONTROLS - len(others), seen)

@@ -21,6 +21,8 @@ SECONDS = 170          # for one run of a script
 BUDGET = 200           # for all runs of one repair: no new one begins after that
 LEARNED = 0.9          # share of the first loss that is gone where a run has learned its data
 TELLING = 0.02         # share of the first loss below which two last losses are the same
+#: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
+NEUTRAL = frozenset({"eval-batchnorm"})
 LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
 
 
@@ -88,7 +90,8 @@ def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgemen
     if after is None:
         return Verified("worse", {}, {}, "the edited file crashed or did not end")
     figures = _figures(finding, before), _figures(finding, after)
-    still = any(f.rule == finding.rule and f.severity == "error" for f in after.report.findings)
+    lasting = ("error", "warning") if treatment in NEUTRAL else ("error",)
+    still = any(f.rule == finding.rule and f.severity in lasting for f in after.report.findings)
     known = {f.rule for f in before.report.findings if f.severity != "info"}
     new = [f.rule for f in after.report.findings if f.severity == "error" and f.rule not in known]
     if new:
@@ -114,9 +117,10 @@ def _figures(finding: Finding, judgement: Judgement) -> dict[str, float]:
 def beaten(treatment: str, before: Judgement, after: Judgement, controls: Sequence[Judgement | None]) -> bool:
     """The median of treatments drawn blindly does clearly better: the fix has less than nine tenths of their gain.
 
-    A control that crashed gains nothing; a fix that changes the loss is compared by the share of the loss that is gone.
+    A control that crashed gains nothing; a fix that changes the loss is compared by the share of the loss that is gone; one that is not about the
+    loss is not compared by it.
     """
-    if not controls:
+    if not controls or treatment in NEUTRAL:
         return False
     changed = treatment in LOSS_CHANGING
 
@@ -139,7 +143,13 @@ def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
         return after.progress > max(0.3, before.progress) or before.progress > 1.0 and after.progress > 0.3
     if not math.isfinite(before.last_loss):
         return math.isfinite(after.last_loss)
+    if treatment in NEUTRAL:
+        return after.last_loss <= before.last_loss + TELLING * _first_loss(after)
     slack = 0.0
     if treatment == "initialise" and after.errors < before.errors and LEARNED <= after.progress < 1.0:
-        slack = TELLING * next(y for _, y in after.report.curves["loss"] if math.isfinite(y))
+        slack = TELLING * _first_loss(after)
     return after.last_loss < max(before.last_loss - 0.02 * abs(before.last_loss), before.last_loss + slack if slack else -math.inf)
+
+
+def _first_loss(judgement: Judgement) -> float:
+    return next((abs(y) for _, y in judgement.report.curves.get("loss", ()) if math.isfinite(y)), 0.0)

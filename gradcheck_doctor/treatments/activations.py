@@ -162,10 +162,10 @@ def _probabilities(tree: Tree, node: ast.Call, op: str, finding: Finding) -> lis
     """Sigmoid for a softmax over one unit, BCELoss for BCEWithLogitsLoss behind a sigmoid; only where probabilities are read."""
     loss = str(finding.evidence.get("loss", ""))
     if finding.rule == "single-unit-softmax":
-        if probabilities_wanted(tree) and renamed(tree, {"BCELoss": "", "binary_cross_entropy": ""}):
+        if probabilities_wanted(tree, node) and renamed(tree, {"BCELoss": "", "binary_cross_entropy": ""}):
             return _module(tree, node, "sigmoid", 0.0) if _builds(tree, node, op) else _function(tree, node, op, "sigmoid", 0.0)
         return [*_removed(tree, node, op), *renamed(tree, {"BCELoss": "BCEWithLogitsLoss", "binary_cross_entropy": "binary_cross_entropy_with_logits"})]
-    if op == "sigmoid" and loss == "binary_cross_entropy_with_logits" and probabilities_wanted(tree):
+    if op == "sigmoid" and loss == "binary_cross_entropy_with_logits" and probabilities_wanted(tree, node):
         return renamed(tree, {"BCEWithLogitsLoss": "BCELoss", "binary_cross_entropy_with_logits": "binary_cross_entropy"})
     return []
 
@@ -208,9 +208,38 @@ def straight_through(context: Context, finding: Finding, prescription: Prescript
     tree = context.tree(prescription.span.file)
     node = tree.call(prescription.span)
     operand = _operand(tree, node)
-    if not operand.isidentifier():
+    if operand.isidentifier():
+        return [tree.replace(node, f"({operand} + ({tree.source(node)} - {operand}).detach())")]
+    statement, name = tree.statement(node), _free_name(tree, node)
+    if name is None or not isinstance(statement, (ast.Assign, ast.Return, ast.Expr)) or not _always_runs(tree, node, statement):
         raise TreatmentRefused(f"give {operand!r} a name first, then write z + ({prescription.arguments.get('op')}(z) - z).detach()")
-    return [tree.replace(node, f"({operand} + ({tree.source(node)} - {operand}).detach())")]
+    given = [tree.source(a) for a in node.args if tree.source(a) != operand] + [tree.source(k) for k in node.keywords if k.arg != "input"]
+    of_value = isinstance(node.func, ast.Attribute) and _is_value(tree, node.func.value)
+    call = f"{name}.{node.func.attr}({', '.join(given)})" if of_value else f"{tree.source(node.func)}({', '.join([name, *given])})"  # type: ignore[attr-defined]
+    return [tree.before(statement, [f"{name} = {operand.strip('()') if _wrapped_once(operand) else operand}"]),
+            tree.replace(node, f"({name} + ({call} - {name}).detach())")]
+
+
+def _wrapped_once(text: str) -> bool:
+    """One pair of parentheses around a whole without any others."""
+    return text.startswith("(") and text.endswith(")") and text.count("(") == text.count(")") == 1
+
+
+def _free_name(tree: Tree, node: ast.AST) -> str | None:
+    """A name for a value before it is made discrete that the file does not use yet."""
+    used = {n.id for n in ast.walk(tree.root) if isinstance(n, ast.Name)} | {n.arg for n in ast.walk(tree.root) if isinstance(n, ast.arg)}
+    return next((name for name in ("soft", "continuous", "before_rounding") if name not in used), None) if tree.function(node) is not None else None
+
+
+def _always_runs(tree: Tree, node: ast.AST, statement: ast.stmt) -> bool:
+    """Nothing between the statement and the expression decides whether, or how often, it is computed."""
+    deciding = (ast.Lambda, ast.IfExp, ast.BoolOp, ast.comprehension, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
+    for around in tree.up(node):
+        if around is statement:
+            return True
+        if isinstance(around, deciding):
+            return False
+    return False
 
 
 PLANNERS = {"replace-activation": replace_activation, "remove-output-activation": remove_call, "remove-activation": remove_call,

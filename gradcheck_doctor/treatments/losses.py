@@ -67,14 +67,27 @@ def _imported(tree: Tree, name: str, new: str, keep: bool) -> list[Edit]:
     return []
 
 
-def probabilities_wanted(tree: Tree) -> bool:
-    """Somewhere the outputs are read as probabilities: compared with 0.5 or rounded."""
+def probabilities_wanted(tree: Tree, made: ast.expr) -> bool:
+    """Somewhere the outputs are read as probabilities, compared with 0.5 or rounded, without another sigmoid than `made` in between."""
     for node in ast.walk(tree.root):
         if isinstance(node, ast.Compare) and any(isinstance(c, ast.Constant) and c.value == 0.5 for c in node.comparators):
-            return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("round", "round_"):
+            read = node.left
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("round", "round_"):
+            module = isinstance(node.func.value, ast.Name) and node.func.value.id in tree.imported.values()          # torch.round(x)
+            read = node.args[0] if module and node.args else node.func.value
+        else:
+            continue
+        if not _squashed(tree, read, made):
             return True
     return False
+
+
+def _squashed(tree: Tree, node: ast.expr, made: ast.expr) -> bool:
+    """The value comes out of a sigmoid or softmax that stands where it is read, or where the name it is read from is assigned."""
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    given = [n.value for n in ast.walk(tree.function(node) or tree.root)
+             if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id in names for t in n.targets)]
+    return any(word in tree.source(value) for value in (node, *given) if all(n is not made for n in ast.walk(value)) for word in ("sigmoid(", "softmax(", "expit("))
 
 
 def _class_numbers(tree: Tree, prescription: Prescription) -> list[Edit]:

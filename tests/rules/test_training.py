@@ -56,6 +56,8 @@ def test_learning_rate_a_thousand_times_too_high():
 def test_learning_rate_far_too_low():
     report = run(lr=1e-7)
     assert serious(report)[0] == "learning-rate-too-low"
+    rates = [fix.prescription.arguments["lr"] for f in report.findings if f.rule == "learning-rate-too-low" for fix in f.fixes]
+    assert len(rates) == len(set(rates)) == 2 and min(rates) > 0           # from the updates seen, and what people begin with
 
 
 def test_adam_epsilon():

@@ -106,3 +106,33 @@ class Block(nn.Module):
     assert "nn.functional.layer_norm(x" in edit(tmp_path, bare, "normalise-branches", layers=layers, modules=("blocks.0",))
     with pytest.raises(TreatmentRefused, match="layer_norm"):
         edit(tmp_path, text, "normalise-branches", layers=layers, modules=("other",))
+
+
+def test_the_head_behind_residual_blocks_reads_a_normalised_stream_too(tmp_path):
+    text = HEAD + "import torch.nn.functional as F\n" + """\
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.relu(self.a(x))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+"""
+    layers = [("blocks.0.a", "linear", "nn.Linear(4, 4)"), ("blocks.1.a", "linear", "nn.Linear(4, 4)"), ("head", "linear", "nn.Linear(4, 2)")]
+    after = edit(tmp_path, text, "normalise-branches", layers=layers, modules=("blocks.0", "blocks.1"))
+    assert after == text.replace("self.a(x)", "self.a(F.layer_norm(x, x.shape[-1:]))").replace(
+        "self.head(self.blocks(x))", "self.head(F.layer_norm(self.blocks(x), (self.head.in_features,)))")
+    named = text.replace("return self.head(self.blocks(x))", "y = self.blocks(x)\n        return self.head(y)")
+    assert "self.head(F.layer_norm(y, y.shape[-1:]))" in edit(tmp_path, named, "normalise-branches", layers=layers, modules=("blocks.0", "blocks.1"))
+    two = [*layers, ("second", "linear", "nn.Linear(4, 2)")]
+    assert "in_features" not in edit(tmp_path, text, "normalise-branches", layers=two, modules=("blocks.0", "blocks.1"))

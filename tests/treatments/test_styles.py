@@ -397,6 +397,10 @@ def test_a_doubled_sigmoid(tmp_path):
     check(tmp_path, text, text.replace("torch.sigmoid(fc(x))", "fc(x)"), "remove-output-activation", **more)
     read = text + "hits = out.round() == y\n"
     check(tmp_path, read, read.replace("BCEWithLogitsLoss", "BCELoss"), "remove-output-activation", **more)
+    for squashed in ("hits = torch.sigmoid(out) > 0.5\n", "p = out.sigmoid()\nhits = p >= 0.5\n", "hits = torch.sigmoid(out).round()\n",
+                     "hits = torch.round(torch.sigmoid(out))\n"):
+        logits = text + squashed                                     # read as probabilities only after a sigmoid of their own
+        check(tmp_path, logits, logits.replace("out = torch.sigmoid(fc(x))", "out = fc(x)", 1), "remove-output-activation", **more)
 
 
 LOOP = HEAD + """\
@@ -544,6 +548,19 @@ def test_a_rounding_passes_its_gradient(tmp_path):
     check(tmp_path, text, text.replace("torch.round(z)", "(z + (torch.round(z) - z).detach())"), "straight-through", where="torch.round(z)", op="round")
     with pytest.raises(TreatmentRefused, match="give 'f\\(z\\)' a name first"):
         cured(tmp_path, text.replace("(z)", "(f(z))"), "straight-through", where="torch.round(f(z))", op="round")
+
+
+def test_a_rounded_expression_gets_a_name_first(tmp_path):
+    text = "import torch\n\n\ndef quantise(z):\n    return torch.round(z * 7) / 7\n"
+    after = text.replace("    return torch.round(z * 7) / 7", "    soft = z * 7\n    return (soft + (torch.round(soft) - soft).detach()) / 7")
+    check(tmp_path, text, after, "straight-through", where="torch.round(z * 7)", op="round")
+    method = text.replace("torch.round(z * 7)", "(z * 7).round(decimals=1)")
+    check(tmp_path, method, after.replace("torch.round(soft)", "soft.round(decimals=1)"), "straight-through", where="(z * 7).round(decimals=1)", op="round")
+    taken = text.replace("(z):", "(z, soft=7):")
+    assert "continuous = z * 7\n" in cured(tmp_path, taken, "straight-through", where="torch.round(z * 7)", op="round")
+    for deciding in ("return [torch.round(z * 7) for z in z]", "return torch.round(z * 7) if z else None", "return z is not None and torch.round(z * 7)"):
+        with pytest.raises(TreatmentRefused, match="a name first"):
+            cured(tmp_path, text.replace("return torch.round(z * 7) / 7", deciding), "straight-through", where="torch.round(z * 7)", op="round")
 
 
 def test_group_norm_frozen_statistics_and_half_precision(tmp_path):

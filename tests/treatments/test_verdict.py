@@ -2,7 +2,7 @@
 import pytest
 
 from gradcheck_doctor.records.findings import Finding, ReportData
-from gradcheck_doctor.verify import judge, verdict
+from gradcheck_doctor.verify import beaten, judge, verdict
 
 
 def judged(first, last, *findings):
@@ -25,3 +25,13 @@ def test_a_new_start_has_to_be_no_worse_and_everything_else_better(treatment, la
 def test_a_new_start_that_leaves_the_finding_is_none():
     assert verdict(SICK, "initialise", judged(14.0, 0.007, SICK), judged(2.3, 0.03, SICK), run=True).status == "no-effect"
     assert verdict(SICK, "initialise", judged(14.0, 0.007), judged(2.3, 0.03), run=True).status == "no-effect"
+
+
+@pytest.mark.parametrize(("last", "after", "status"), [(0.02, (), "improved"), (0.03, (), "improved"), (0.2, (), "no-effect"), (0.02, ("warning",), "no-effect")])
+def test_what_protects_something_else_leaves_the_loss_as_it_is(last, after, status):
+    """Frozen statistics that move spoil another use of the backbone: the loss does not tell, the finding has to be gone, even as a warning."""
+    moving = Finding("GD505", "frozen-batchnorm-drift", "error", "m")
+    left = tuple(Finding("GD505", "frozen-batchnorm-drift", severity, "m") for severity in after)
+    before, seen = judged(2.3, 0.019, moving), judged(2.3, last, *left)
+    assert verdict(moving, "eval-batchnorm", before, seen, run=True).status == status
+    assert not beaten("eval-batchnorm", before, seen, [judged(2.3, 0.001)] * 3) and beaten("initialise", before, judged(2.3, 0.018), [judged(2.3, 0.001)] * 3)

@@ -13,6 +13,8 @@ from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite, learned, pha
 from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, update_ratios
 
 HEALTHY = 1e-3         # update ratio aimed at
+#: Rates that people begin with; torch's defaults for the adaptive ones.
+USUAL = {"Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "Adamax": 1e-3, "RMSprop": 1e-3, "SGD": 1e-2}
 EARLY = 12             # steps that count as the start
 
 
@@ -128,6 +130,10 @@ class LearningRateTooLow(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr = m.evidence["lr"]
-        factor = 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 1e4))))
-        return (Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {lr * factor:g}", kind="optimizer", span=m.location,
-                             arguments={"lr": lr * factor, "old": lr}),)
+        derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 1e4))))
+        usual = USUAL.get(m.evidence["optimizer"], 0.0)
+        cures = {derived: f"at which a step moves the weights by about {HEALTHY:g} of their size"}
+        if usual > lr:
+            cures.setdefault(usual, f"the usual one of {m.evidence['optimizer']}")
+        return tuple(Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {rate:g}, {why}", kind="optimizer", span=m.location,
+                                  arguments={"lr": rate, "old": lr}) for rate, why in cures.items())

@@ -52,7 +52,9 @@ class LossInputMismatch(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         e = m.evidence
         if e["cure"] == "remove-output-activation":
-            return (Prescription("remove-output-activation", f"Remove the {e['activation']} in front of {e['loss']}", kind="loss",
+            either = e["activation"] == "sigmoid" and e["loss"] == "binary_cross_entropy_with_logits"
+            title = "Apply the sigmoid once: in the loss, or in the model and none in the loss" if either else f"Remove the {e['activation']} in front of {e['loss']}"
+            return (Prescription("remove-output-activation", title, kind="loss",
                                  modules=(m.module,), span=m.location, arguments={"op": e["activation"]}),)
         if e["cure"]:
             return (Prescription("replace-loss", f"Use {e['cure']} on the raw scores", kind="loss", span=m.location, arguments={"to": e["cure"]}),)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
+
+LONG = 20              # time steps over which a forget gate of sigmoid(1) = 0.73 leaves 2e-3
 
 
 class ForgetGateBias(Rule):
@@ -17,7 +20,9 @@ class ForgetGateBias(Rule):
 
     When it is harmless: PyTorch's default, about 0, trains mostly: info. Only a clearly negative sum is more.
 
-    Sources: Gers et al. 2000; Jozefowicz et al. 2015.
+    The cure: a bias of 1; where sequences are long also log(length), with which 1 / e of the memory is left at the sequence's end.
+
+    Sources: Gers et al. 2000; Jozefowicz et al. 2015; Tallec and Ollivier 2018 (arXiv:1804.11188) for log(length).
     """
 
     code = "GD407"
@@ -44,5 +49,19 @@ class ForgetGateBias(Rule):
         return f"the forget gates start with a bias of {m.value:.2g} (b_ih + b_hh); 1 keeps the memory at the start"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("initialise", "Forget-gate bias 1", safety="safe", kind="init", modules=(m.module,), span=m.location,
-                             arguments={"scheme": "forget gate bias", "value": 1.0}),)
+        cures = [("Forget-gate bias 1", 1.0)]
+        steps = _time_steps(recording, m.module)
+        if steps >= LONG:
+            cures.append((f"Forget-gate bias log({steps}), so that the memory reaches over the {steps} steps of a sequence", round(math.log(steps), 1)))
+        return tuple(Prescription("initialise", title, safety="safe", kind="init", modules=(m.module,), span=m.location,
+                                  arguments={"scheme": "forget gate bias", "value": value}) for title, value in cures)
+
+
+def _time_steps(recording: Recording, module: str) -> int:
+    """Length of the sequences that an LSTM (or its cell) runs over, 0 where it was not seen."""
+    for operation in recording.operations:
+        if operation.module == module and operation.op == "lstm" and operation.input_shapes and len(operation.input_shapes[0]) == 3:
+            return operation.input_shapes[0][1 if operation.attributes.get("batch_first") else 0]
+        if operation.module == module and operation.op == "lstm_cell":
+            return operation.repeats
+    return 0
