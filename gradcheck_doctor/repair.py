@@ -39,8 +39,8 @@ class Repair:
 
 
 def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, expression: str = "", arguments: Sequence[str] = (),
-           wanted: Callable[[Finding], bool] = lambda finding: True) -> Repair:
-    """Cure the serious findings of `report` in `file` that are `wanted`, the root cause first.
+           wanted: Callable[[Finding], bool] = lambda finding: True, options: Sequence[str] = ()) -> Repair:
+    """Cure the serious findings of `report` in `file` that are `wanted`, the root cause first; `options` are those of the audit that found them.
 
     Raises:
         TreatmentRefused: the file can't be edited at all.
@@ -48,7 +48,7 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
     text = read_tree(file).text
     result = Repair(file, text, text)
     current = judge(_restricted(report, wanted))
-    trial = Trial(file, unsafe, verify, report.kind == "run", expression, arguments)
+    trial = Trial(file, unsafe, verify, report.kind == "run", expression, arguments, () if report.kind == "run" else options)
     for _ in range(ROUNDS if verify else 1):
         step = _round(result, current, trial)
         if step is None:
@@ -147,6 +147,7 @@ class Trial:
     run: bool
     expression: str
     arguments: Sequence[str]
+    options: Sequence[str]
     started: float = field(default_factory=time.monotonic)
     longest: float = 0.0
 
@@ -158,7 +159,7 @@ class Trial:
     def measured(self, text: str) -> Judgement | None:
         """The judgement of a fresh process on the edited text; None when it crashed."""
         begin = time.monotonic()
-        report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments)
+        report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments, options=self.options)
         self.longest = max(self.longest, time.monotonic() - begin)
         return judge(report) if report is not None else None
 

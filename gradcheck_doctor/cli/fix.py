@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradcheck_doctor import baseline
-from gradcheck_doctor.cli.options import Shared, shared_options
+from gradcheck_doctor.cli.options import Probe, Shared, probe_options, shared_options
 from gradcheck_doctor.errors import ConfigError, TreatmentRefused
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import SEVERITIES, Finding, ReportData
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 @click.option("--unsafe-fixes", is_flag=True, help="Also fixes that change what the program does.")
 @click.option("--verify/--no-verify", default=True, help="Keep only what is measured to help [default: verify].")
 @click.option("--skip-unbuildable", is_flag=True, help="Pass over files without a model that can be built, as hooks do.")
+@probe_options
 @shared_options
 def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool, check: bool, unsafe_fixes: bool, verify: bool,
-            skip_unbuildable: bool, shared: Shared) -> int:
+            skip_unbuildable: bool, probe: Probe, shared: Shared) -> int:
     """Turn findings into source edits, each proven by running (or probing) the edited file in a fresh process.
 
+    The options of a probe (--batch, --loss, ...) are those of `doctor audit`; with --from they are the ones that the report was made with, unless given.
     With --format or --output the report says what became of every fix: its edits and figures before and after, or why it was not kept.
     """
     from gradcheck_doctor.cli.output import chosen_format, rendered, write
@@ -46,12 +49,14 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     if source:
         reports, arguments = _stored(source, arguments)
     else:
-        reports = _fresh(targets, run_, skip_unbuildable)
+        reports = _fresh(targets, run_, skip_unbuildable, probe)
     wanted = _wanted(shared)
     results: list[Repair | None] = []
     for report in reports:
         file, expression = _file(report, skip_unbuildable, dry)
-        results.append(repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments, wanted=wanted) if file else None)
+        options = probe.arguments() or shlex.split(str(report.probe.get("options", "")))
+        results.append(repair(report, file, unsafe=unsafe_fixes, verify=verify, expression=expression, arguments=arguments, wanted=wanted,
+                              options=options) if file else None)
     made, left = patches([r for r in results if r is not None])
     done = [replace(r, kept=[], after=r.before) if r is not None and any(r is x for x in left) else r for r in results]
     output: str | None = None
@@ -151,17 +156,15 @@ def _stored(path: str, arguments: Sequence[str]) -> tuple[list[ReportData], Sequ
     return [r for r in serious if _is_file(r)], arguments
 
 
-def _fresh(targets: Sequence[str], run_: bool, skip: bool) -> list[ReportData]:
+def _fresh(targets: Sequence[str], run_: bool, skip: bool, probe: Probe) -> list[ReportData]:
     """Findings gathered now, in this process for an audit, in a fresh one for a script."""
     if not targets:
         raise click.UsageError("give a TARGET, or --from REPORT.json")
     if run_:
         return [_ran(targets[0], targets[1:])]
-    from gradcheck_doctor.session import audit_target
-    from gradcheck_doctor.targets.resolve import buildable, resolve
+    from gradcheck_doctor.cli.probing import probed
 
-    found = [t for spec in targets for t in (buildable(spec, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec))]
-    return [audit_target(t).report for t in found]
+    return probed(targets, probe, skip)
 
 
 def _ran(script: str, arguments: Sequence[str]) -> ReportData:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from gradcheck_doctor.config import Config, load
+from gradcheck_doctor.records.findings import ReportData
 from gradcheck_doctor.report.render import FORMATS
 
 
@@ -24,6 +26,54 @@ class Shared:
     quiet: bool
     verbose: bool
     color: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How an audit builds and probes its models."""
+
+    batch: str | None
+    loss: str | None
+    optimizer: str | None
+    inputs: tuple[str, ...]
+    steps: int
+    overfit: bool
+    device: str | None
+    seed: int
+
+    def arguments(self) -> list[str]:
+        """The command line that gives these options again; those that stand at their defaults are left out."""
+        named = [("--batch", self.batch), ("--loss", self.loss), ("--optimizer", self.optimizer), *(("--input", i) for i in self.inputs),
+                 ("--steps", str(self.steps) if self.steps else None), ("--device", self.device), ("--seed", str(self.seed) if self.seed else None)]
+        return [part for name, value in named if value is not None for part in (name, value)] + ["--overfit"] * self.overfit
+
+    def noted(self, report: ReportData) -> ReportData:
+        """The report, saying with which options it was made, so that `doctor fix` can measure in the same way."""
+        return replace(report, probe={**report.probe, "options": shlex.join(given)}) if (given := self.arguments()) else report
+
+
+_PROBE = (
+    click.option("--batch", help="Expression for the batch, in the target's namespace."),
+    click.option("--loss", help="Expression for the loss function."),
+    click.option("--optimizer", help="Expression for the optimizer of --steps; `model` is the model."),
+    click.option("--input", "inputs", multiple=True, metavar="SPEC", help="float32[32,3,224,224], int64[8,128]<50257, name=SPEC; repeatable."),
+    click.option("--steps", type=click.IntRange(0), default=0, help="Train a throw-away copy that many steps and judge what happens."),
+    click.option("--overfit", is_flag=True, help="Also try to learn the batch by heart: 300 steps of a throw-away copy."),
+    click.option("--device", help="Device to build the model on."),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+
+
+def probe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a probe and pass them on as one `probe`."""
+    @functools.wraps(function)
+    def wrapper(*args: Any, batch: str | None, loss: str | None, optimizer: str | None, inputs: tuple[str, ...], steps: int, overfit: bool,
+                device: str | None, seed: int, **kwargs: Any) -> Any:
+        return function(*args, probe=Probe(batch, loss, optimizer, inputs, steps, overfit, device, seed), **kwargs)
+
+    for option in reversed(_PROBE):
+        wrapper = option(wrapper)
+    return wrapper
 
 
 def _split(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -124,17 +124,20 @@ class UnitActivity:
 
 
 def _few(value: Tensor, axis: int) -> Tensor:
-    """At most about `FEW` samples (and positions) of every unit, evenly spaced."""
+    """About `FEW` samples (and positions) of every unit, evenly spaced; all of them where they are less than twice as many."""
+    samples = value.numel() // value.shape[axis]
+    if samples < 2 * FEW:
+        return value
     if axis == -1 or value.dim() == 2:
-        flat = value.reshape(-1, value.shape[-1])
-        return flat[:: max(1, len(flat) // FEW)]
-    flat = value.flatten(2)
-    return flat[..., :: max(1, flat.shape[0] * flat.shape[2] // FEW)]
+        return value.reshape(-1, value.shape[-1])[:: samples // FEW]
+    return value.flatten(2)[..., :: max(1, samples // FEW)]
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
     """`reduce` over every axis but the units': the innermost in memory first, which is much faster than all at once."""
-    if axis == -1 or value.dim() == 2:
+    if value.dim() == 2:
+        return reduce(value, dim=0)
+    if axis == -1:
         return reduce(value.reshape(-1, value.shape[-1]), dim=0)
     return reduce(reduce(value.flatten(2), dim=2), dim=0)
 

@@ -50,6 +50,35 @@ def test_an_audited_model_is_cured_by_a_safe_fix(tmp_path):
     assert doctor("fix", "net.py", "--check", cwd=tmp_path).returncode == 0
 
 
+MASKED = HEAD + """
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*[m for _ in range(14) for m in (nn.Linear(10, 10), nn.ReLU())])
+        self.out = nn.Linear(10, 3)
+
+    def forward(self, x, mask):
+        assert mask.dtype == torch.bool
+        return self.out(self.layers(x * mask))
+"""
+
+
+def test_an_edit_is_measured_with_the_batch_that_the_finding_came_from(tmp_path):
+    """No batch can be inferred for this model: the proof takes the one that the audit was given, by the report or on the command line."""
+    path = tmp_path / "net.py"
+    path.write_text(MASKED)
+    batch = ("--batch", "(torch.randn(32, 10), torch.rand(32, 10) > 0.2)", "--seed", "3")
+    assert doctor("fix", "net.py", "--check", cwd=tmp_path).returncode == 2
+    found = doctor("audit", "net.py", *batch, "-o", "report.json", cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    for call in (("--from", "report.json"), ("net.py", *batch)):
+        diff = doctor("fix", *call, "--diff", cwd=tmp_path)
+        assert diff.returncode == 1 and "kaiming_normal_" in diff.stdout and "improved" in diff.stderr, diff.stderr
+    assert doctor("fix", "--from", "report.json", cwd=tmp_path).returncode == 0
+    assert doctor("audit", "net.py", *batch, cwd=tmp_path).returncode == 0
+
+
 def test_bad_calls(tmp_path):
     assert doctor("fix", cwd=tmp_path).returncode == 2
     done = doctor("fix", "--from", "none.json", cwd=tmp_path)
