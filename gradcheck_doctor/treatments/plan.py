@@ -41,7 +41,7 @@ def planned(report: ReportData, file: str, *, unsafe: bool) -> Iterator[tuple[Fi
 
 
 def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
-    prescription = fix.prescription
+    prescription, fix = fix.prescription, replace(fix, edits=())           # edits that a report brought along were planned with other options
     planner = planners().get(prescription.treatment)
     if prescription.safety != "safe" and not unsafe:
         return replace(fix, refusal="unsafe: it changes what the program does; --unsafe-fixes allows it")
