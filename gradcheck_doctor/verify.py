@@ -22,7 +22,7 @@ BUDGET = 200           # for all runs of one repair: no new one begins after tha
 LEARNED = 0.9          # share of the first loss that is gone where a run has learned its data
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
-NEUTRAL = frozenset({"eval-batchnorm"})
+NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
 LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
 
 

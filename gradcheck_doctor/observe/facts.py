@@ -43,6 +43,26 @@ def refuse(model: nn.Module) -> None:
                          "Call watch after model.to_empty(device=...) and loading or initialising its weights.")
 
 
+def _lag(module: Any) -> dict[str, Any]:
+    """How far the running statistics of a batch normalisation are from the batches it has seen; {} where that can't be told.
+
+    `left`: share of the start (mean 0, variance 1) in them, (1 - momentum)^n after n batches; without it they are the mean over these batches.
+    `gap`: median over the channels by which eval mode scales a channel otherwise, as a factor, or 1 + its shift in standard deviations.
+    """
+    if module.num_batches_tracked is None or not module.momentum or not 0.0 < module.momentum < 1.0:
+        return {}
+    tracked = int(module.num_batches_tracked)
+    left = (1.0 - module.momentum) ** tracked
+    if not tracked or left < 1e-3 or left > 1.0 - 1e-6:
+        return {}
+    with torch.no_grad():
+        variance, mean = module.running_var.double(), module.running_mean.double() / (1.0 - left)
+        seen = ((variance - left) / (1.0 - left)).clamp_min(1e-12)
+        scale = (variance.clamp_min(1e-12) / seen).log().abs().div(2).median().exp().item()
+        shift = (left * mean.abs() / seen.sqrt()).median().item()
+    return {"tracked": tracked, "left": left, "gap": max(scale, 1.0 + shift)}
+
+
 class Facts:
     """Gathers `Recording.notes`: batchnorm, autocast, scaled, orphans."""
 
@@ -89,7 +109,8 @@ class Facts:
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
             "clips_in_source": clips_gradients(files),
-            "batchnorm": {names[k]: {a: b for a, b in row.items() if a != "start"} for k, row in self.batchnorm.items() if k in names},
+            "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, **_lag(self._modules[k])} for k, row in self.batchnorm.items()
+                          if k in names},
             "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),
             "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,
                          "built": log.spans.get(module) if log is not None else None,

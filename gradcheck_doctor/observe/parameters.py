@@ -38,6 +38,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
             return ParameterRecord(**base, trained=trained)
     kind = class_name(owner) if owner is not None else ""
     fan_in, fan_out = _fans(owner, kind, role, shape)
+    by_hand = owner is None or not type(owner).__module__.startswith("torch.")          # x @ W: its units may be columns
     sample = sample_of(value)
     match = recognise(sample, fan_in, fan_out, role=role)
     explicit = log.initialisations(parameter) if log is not None else []
@@ -45,7 +46,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     return ParameterRecord(
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
         absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
-        rows_equal=rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
+        rows_equal=units_equal(value) if by_hand else rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
         gate_bias=None if sharded else _gate_bias(kind, role, value))
 
@@ -117,9 +118,24 @@ def _orthogonal(value: Tensor) -> bool:
     return bool(scale > 0 and (product / scale - torch.eye(len(product))).abs().max() < 1e-3)
 
 
-def rows_equal(value: Tensor) -> bool:
-    """Every output row is the same."""
-    return value.dim() >= 2 and value.shape[0] > 1 and bool((value == value[:1]).all())
+def rows_equal(value: Tensor, slack: float = 0.0) -> bool:
+    """Every output row is the same, up to `slack` times the rms of all elements (products of equal rows may be rounded differently)."""
+    if value.dim() < 2 or value.shape[0] < 2:
+        return False
+    if not slack:
+        return bool((value == value[:1]).all())
+    return bool((value - value[:1]).abs().max() <= slack * value.square().mean().sqrt())
+
+
+def units_equal(value: Tensor, slack: float = 0.0) -> bool:
+    """Every output unit is the same, whichever axis it is on: rows of a Linear, columns of x @ W."""
+    return rows_equal(value, slack) or value.dim() == 2 and rows_equal(value.T, slack)
+
+
+def stays_equal(value: Tensor, record: ParameterRecord) -> bool:
+    """The units of a weight that started equal still are; of a constant other than 0, which no design asks for, that is taken for granted:
+    rounding may tell the units apart in the end, but they learned as one for long."""
+    return record.scheme.startswith("constant") or units_equal(value, 1e-3)
 
 
 def _spectral_radius(recurrent: bool, value: Tensor) -> float | None:

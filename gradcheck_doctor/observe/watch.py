@@ -24,7 +24,7 @@ from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.optimizers import KnownOptimizer
-from gradcheck_doctor.observe.parameters import rows_equal
+from gradcheck_doctor.observe.parameters import stays_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
@@ -361,7 +361,7 @@ class Monitor:
         modules = module_records(observer)
         held = {key for o in self._optimizers.values() for key in o.held}
         parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None,
-                                   rows_equal=record.rows_equal and (self.step == 0 or hasattr(tensor, "to_local") or rows_equal(tensor.detach())))
+                                   rows_equal=record.rows_equal and (self.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
                            for key, (tensor, record) in self.book.records.items())
         names = {key: record.name for key, (_, record) in self.book.records.items()}
         optimizers = tuple(record for o in sorted(self._optimizers.values(), key=lambda o: o.number) if (record := o.record(names)) is not None)

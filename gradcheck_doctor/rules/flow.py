@@ -86,7 +86,7 @@ def phi(operation: Operation) -> Activation | None:
 
 @dataclass(frozen=True)
 class Run:
-    """Weight layers in a row with nothing between them but activations, pooling, dropout and shape changes.
+    """Weight layers in a row with only activations, pooling, dropout and shape changes between them.
 
     `before[i]` is the activation in front of `layers[i]` (None: none), `after` the one behind the last.
     """
@@ -171,9 +171,8 @@ def _nearest_to_one(candidates: Sequence[float]) -> float | None:
 def far_end(recording: Recording, run: Run) -> Operation:
     """The last layer of a run, or the last but one in front of a head that was made small on purpose.
 
-    A head with a tenth of the default variance or less (the 0.01 of policy heads and detectors) scales the whole gradient by one factor, so that
-    all layers below it get the same: that is no decay from layer to layer.
-    """
+    A head with a tenth of the default variance or less (the 0.01 of policy heads and detectors) scales the whole gradient by one factor, the same for
+    all layers below it: that is no decay from layer to layer."""
     head = weight(recording, run.layers[-1])
     small = head is not None and head.init_span is not None and head.gain is not None and head.gain**2 < SMALL_HEAD / 3.0
     return run.layers[-2] if small and len(run.layers) > 2 and is_output(recording, run.layers[-1]) else run.layers[-1]
@@ -186,8 +185,7 @@ def gradient_ratio(recording: Recording, low: Operation, high: Operation, when: 
     """Size of the gradient at `low`'s output relative to that at `high`'s; median over steps, None where not measured.
 
     Per element and as a whole: the tensor norm does not change with width under fan_in initialisation, the rms does not change with the
-    batch or the area; the ratio nearer to 1 of the two is taken, so that a change of shape is never called vanishing.
-    """
+    batch or the area; the ratio nearer to 1 of the two is taken, so that a change of shape is never called vanishing."""
     ratios = []
     for (_, a), (_, b) in zip(when(recording, low), when(recording, high), strict=False):
         if a is None or b is None or not a.finite or not b.finite or b.norm == 0:
@@ -254,8 +252,7 @@ def constant_guess(recording: Recording) -> float | None:
 def progress(recording: Recording, until: int | None = None) -> float | None:
     """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the last phase, or before step `until`.
 
-    None with fewer than ten losses seen (five before `until`); negative: it rose.
-    """
+    None with fewer than ten losses seen (five before `until`); negative: it rose."""
     values = phase_curve(recording) if until is None else [v for step, v in recording.curve if phase_start(recording) <= step < until]
     if len(values) < (10 if until is None else 5):
         return None
@@ -289,13 +286,26 @@ def learned(recording: Recording) -> bool:
     return gone >= LEARNED or unknown and gone >= 0.2 and steady(recording)
 
 
-def steady(recording: Recording) -> bool:
-    """Each quarter of the losses lies clearly below the one before, measured by their scatter."""
+def _quarters(recording: Recording, fewest: int) -> list[list[float]] | None:
+    """The losses of the last phase in four parts; None where they are not finite or a part has fewer than `fewest`."""
     values = phase_curve(recording)
     size = len(values) // 4
-    if size < 10 or not all(math.isfinite(v) for v in values):
+    if size < fewest or not all(math.isfinite(v) for v in values):
+        return None
+    return [values[i * size: (i + 1) * size] for i in range(4)]
+
+
+def stays_down(recording: Recording) -> bool:
+    """The last quarter of the losses is hardly above the best of the quarters."""
+    middles = [median(q) for q in _quarters(recording, 3) or ()]
+    return bool(middles) and middles[-1] <= min(middles) + 0.05 * abs(min(middles))
+
+
+def steady(recording: Recording) -> bool:
+    """Each quarter of the losses lies clearly below the one before, measured by their scatter."""
+    quarters = _quarters(recording, 10)
+    if quarters is None:
         return False
-    quarters = [values[i * size: (i + 1) * size] for i in range(4)]
     middles = [median(q) for q in quarters]
     scatter = median(median(abs(v - m) for v in q) for q, m in zip(quarters, middles, strict=True))
     return all(b < a - 0.3 * scatter for a, b in zip(middles, middles[1:], strict=False))
@@ -386,6 +396,5 @@ def updates_by_step(recording: Recording) -> dict[int, float]:
 
 def first_nonfinite(recording: Recording) -> int | None:
     """First step whose loss or gradient norm was not finite: what comes after it says nothing about the cause."""
-    steps = [s for s, v in recording.curve if not math.isfinite(v)]
-    steps += [s.step for s in recording.steps if s.grad_norm is not None and not math.isfinite(s.grad_norm)]
-    return min(steps, default=None)
+    seen = [*recording.curve, *((s.step, s.grad_norm) for s in recording.steps if s.grad_norm is not None)]
+    return min((step for step, value in seen if not math.isfinite(value)), default=None)

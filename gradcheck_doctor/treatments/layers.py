@@ -6,7 +6,7 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.context import Context, number
+from gradcheck_doctor.treatments.context import Context, constant, number
 from gradcheck_doctor.treatments.tree import Tree
 
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")
@@ -94,4 +94,20 @@ def _operand(tree: Tree, node: ast.Call) -> ast.expr:
     raise TreatmentRefused("the operand of the call was not found")
 
 
-PLANNERS = {"drop-bias": drop_bias, "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input}
+def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """Another momentum where it is given to the norms, or where the name that is given there gets its value."""
+    edits = []
+    spans = context.built(prescription.modules) or [s for s in (prescription.span,) if s is not None]
+    for span in spans:
+        tree = context.tree(span.file)
+        node = tree.call(span)
+        given = next((k.value for k in node.keywords if k.arg == "momentum"), node.args[2] if len(node.args) > 2 else None)
+        if given is not None:
+            edits.append(constant(tree, given, number(float(prescription.arguments["momentum"]))))
+    if not edits:
+        raise TreatmentRefused("momentum is not given where the norms are constructed; set it where it is chosen")
+    return list(dict.fromkeys(edits))
+
+
+PLANNERS = {"batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
+            "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input}

@@ -28,12 +28,12 @@ class Doctor(Tool):
 
     covers = "see docs/performance.md"
 
-    def __init__(self, every: int | str, name: str | None = None) -> None:
-        self.every = every
+    def __init__(self, every: int | str, name: str | None = None, *, exact: bool = False) -> None:
+        self.every, self.exact = every, exact
         self.name = name or f"doctor, every={every}"
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.monitor = Monitor([model], [optimizer], self.every)
+        self.monitor = Monitor([model], [optimizer], self.every, exact=self.exact)
         self.clock = self.monitor.observer.clock = CpuClock()          # what we compute, not how long the machine made us wait
         self.reads = 0
         self.before, self.left = 0.0, time.perf_counter()
@@ -59,6 +59,18 @@ class Doctor(Tool):
         failure = self.monitor.observer.failure
         if failure is not None:
             raise AssertionError(f"observing stopped: {failure!r}") from failure
+
+
+class Later(Doctor):
+    """A watch that is already `first` steps old: the first look at every parameter and the dense start are behind it."""
+
+    def __init__(self, every: int, name: str | None = None, first: int = 1000) -> None:
+        super().__init__(every, name or f"every={every}, after step {first}")
+        self.first = first
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().attach(model, optimizer)
+        self.monitor.step = self.first
 
 
 class Idle(Doctor):

@@ -6,7 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.summaries import Units
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, is_output, learned, location
+from gradcheck_doctor.rules.flow import back, is_output, learned, location, progress, stays_down
 from gradcheck_doctor.rules.initialisation.cures import initialise
 from gradcheck_doctor.theory.activations import activation
 
@@ -23,6 +23,8 @@ class DeadRelu(Rule):
 
     Why it matters: a large step or a bad start pushes the weighted sum below zero for every instance; the unit then has no gradient. A layer
     that is wholly dead makes the output constant and cuts off everything below it.
+
+    Less than half of a layer in a run whose loss fell by a fifth and stays down is info.
 
     When it is harmless: sparse is not dead (60 to 70 % zeros is health); pruned nets, padded channels, features of rare classes, a net that
     learns all the same.
@@ -59,6 +61,8 @@ class DeadRelu(Rule):
             cap = "info" if units.dead_fraction < 0.9 else "warning"
         elif recording.kind == "run" and units.dead_fraction < 0.5 and units.dead_fraction - born < RISE:
             cap = "info"                                    # units that were silent from the start in a deep He net: not dying
+        elif recording.kind == "run" and units.dead_fraction < 0.5 and (gone := progress(recording)) is not None and gone >= 0.2 and stays_down(recording):
+            cap = "info"                                    # the loss went down and stays down: one with a floor above 0 (a likelihood) falls no further
         elif not silent and units.dead_fraction < 0.5 and recording.kind == "audit":
             cap = "info"
         return Measurement(

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, mild
 
@@ -11,11 +12,12 @@ class BatchMixing(Rule):
     """A view or reshape is used where a transpose was meant: samples leak into each other.
 
     What it measures: view and reshape operations inside a model whose result has the same axis lengths in another order, which is no transpose
-    but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model.
+    but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model. Also 2: a permute took the batch off the first axis, and a
+    view or reshape right behind it names the batch first again.
 
     Why it matters: each sample's prediction depends on the others in the batch; the loss may fall a little, evaluation on other batches fails.
 
-    When it is harmless: axes of equal length (not counted), permutation tricks on purpose, a run that learns (info).
+    When it is harmless: axes of equal length (not counted), permutation tricks on purpose, a run that learns (info; a warning behind a permute).
 
     Sources: exact from the shapes; Lightning Bolts' batch gradient verification looks for the same fault by gradients.
     """
@@ -32,6 +34,10 @@ class BatchMixing(Rule):
             if operation.op not in ("view", "reshape") or not operation.input_shapes:
                 continue
             before, after = operation.input_shapes[0], operation.shape
+            if _batch_left_behind(recording, operation):
+                yield Measurement(value=2.0, module=operation.module, op=operation.op, location=location(recording, operation),
+                                  operations=(operation.index,), cap=mild(recording, "warning"), evidence={"before": before, "after": after})
+                continue
             if len(before) < 2 or before == after or sorted(before) != sorted(after) or before[0] <= 1 or len(set(before)) < len(before):
                 continue
             inside = bool(operation.module_type) and len(before) > 2 and after[0] != before[0]
@@ -41,3 +47,15 @@ class BatchMixing(Rule):
 
     def message(self, m: Measurement) -> str:
         return f"{m.op} turns {m.evidence['before']} into {m.evidence['after']}: that is no transpose, it mixes the samples of the batch"
+
+
+def _batch_left_behind(recording: Recording, operation: Operation) -> bool:
+    """(B, C, H, W) is permuted to (H, W, B, C) and then reshaped to (B, ...): the elements of a sample do not lie together."""
+    moved = recording.operations[operation.producers[0]] if operation.producers else None
+    if moved is None or moved.op not in ("permute", "transpose", "movedim") or not moved.input_shapes or not operation.module_type:
+        return False
+    start, before, after = moved.input_shapes[0], operation.input_shapes[0], operation.shape
+    if len(start) < 3 or not after or start[0] <= 1 or start.count(start[0]) > 1 or sorted(start) != sorted(before):
+        return False
+    ahead = math.prod(before[: before.index(start[0])])
+    return ahead > 1 and after[0] == start[0]

@@ -16,6 +16,8 @@ class SymmetricInit(Rule):
 
     Why it matters: equal units get equal gradients; the layer has the capacity of a single unit. All zeros with ReLU gives no gradient at all.
 
+    A run that learns is warned all the same where the units are still equal at its end: it learned with the capacity that is left.
+
     When it is harmless: the last layer (a zero-initialised head, softmax regression), the last layer of a residual branch (zero-gamma, Fixup,
     LayerScale, LoRA's B), where the skip carries the signal.
 
@@ -37,7 +39,7 @@ class SymmetricInit(Rule):
         modules = tuple(dict.fromkeys(o.module for o, _ in sick))
         yield Measurement(value=float(len(modules)), module=first.module, modules=modules, op=first.op,
                           location=record.init_span or location(recording, first), operations=tuple(o.index for o, _ in sick),
-                          evidence={"layers": len(modules), "scheme": record.scheme}, cap=mild(recording))
+                          evidence={"layers": len(modules), "scheme": record.scheme}, cap=mild(recording, "warning"))
 
     def message(self, m: Measurement) -> str:
         count = m.evidence["layers"]

@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
 STEPS = 200            # of training, before the running statistics can be expected to have settled
+LEFT = 0.25            # of the running statistics that is still their start
 SCALE = 0.25           # of the first loss, at least, that the difference is judged by: two losses near 0 may differ by any factor
 
 
@@ -15,7 +17,9 @@ class TrainEvalMismatch(Rule):
     """After training, the same batch has a much larger loss in eval mode than in training mode: what is validated is another network.
 
     What it measures: (loss in eval mode - loss in training mode) on the training batch after at least 200 steps of `doctor audit --steps`, relative
-    to the loss in training mode, or to a quarter of the first loss where that is more. Two extra forwards on the throw-away copy.
+    to the loss in training mode, or to a quarter of the first loss where that is more. Two extra forwards on the throw-away copy. In a training run:
+    by what factor, less 1, the scale of a channel is wrong in eval mode, where a quarter or more of a BatchNorm's running statistics still is their
+    start after at least 200 batches; told from the statistics, the momentum and the number of batches alone.
 
     Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
     network is wrong however well it trains.
@@ -30,9 +34,11 @@ class TrainEvalMismatch(Rule):
     summary = "the loss in eval mode is far above that in training mode"
     threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half")
     order = 245
-    kinds = ("audit",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        if recording.kind == "run":
+            yield from _lagging(recording)
+            return
         seen = recording.notes.get("train_eval")
         if not seen or recording.total_steps < STEPS:
             return
@@ -50,8 +56,27 @@ class TrainEvalMismatch(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "left" in e:
+            return (f"after {e['batches']} batches {e['left']:.0%} of the running statistics still are those of a new layer (momentum {e['momentum']:g}): in eval mode "
+                    f"its channels come out {m.value + 1:.2g} times as large or small, or that many standard deviations less one off")
         return (f"after {e['steps']} steps the loss of the same batch is {e['train_loss']:.3g} in training mode and {e['eval_loss']:.3g} in eval mode; "
                 + ("the running statistics of the normalisation have not followed" if m.module else "something depends on the mode that should not"))
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("batchnorm-momentum", "Let the running statistics follow: momentum 0.1", kind="norm", modules=m.modules, span=m.location,
+                             arguments={"momentum": 0.1}),) if "left" in m.evidence else ()
+
+
+def _lagging(recording: Recording) -> Iterator[Measurement]:
+    """The batch normalisation of a run whose running statistics are furthest from what it has seen."""
+    rows = {name: row for name, row in recording.notes.get("batchnorm", {}).items()
+            if row.get("tracked", 0) >= STEPS and row["left"] >= LEFT and not any(p.trained for p in recording.parameters if p.module == name)}
+    if not rows:
+        return
+    name = max(rows, key=lambda n: rows[n]["gap"])
+    module, row = recording.module.get(name), rows[name]
+    yield Measurement(value=row["gap"] - 1.0, module=name, modules=tuple(rows), op="batch_norm", location=module.built if module is not None else None,
+                      evidence={"left": row["left"], "batches": row["tracked"], "momentum": float(module.config.get("momentum", 0.0)) if module is not None else 0.0})
 
 
 def _slowest(recording: Recording) -> Operation | None:

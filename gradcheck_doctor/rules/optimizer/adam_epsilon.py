@@ -9,6 +9,8 @@ from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
 
+LARGE, FIRST = 1e-2, 290   # an epsilon of that size was set by hand: it comes before what makes gradients somewhat small
+
 
 class AdamEpsilon(Rule):
     """Adam's epsilon is larger than the gradients, so it, not they, decides the size of the step.
@@ -36,7 +38,7 @@ class AdamEpsilon(Rule):
         for record in recording.optimizers:
             eps = max((g.eps for g in record.groups if g.eps is not None), default=None)
             if eps is not None and eps > 1e-6 and "Adam" in record.name and entries:
-                yield Measurement(value=eps / median(entries), location=record.built, cap=mild(recording),
+                yield Measurement(value=eps / median(entries), location=record.built, cap=mild(recording), order=FIRST if eps >= LARGE else None,
                                   evidence={"eps": eps, "gradient_rms": median(entries), "optimizer": record.name})
 
     def message(self, m: Measurement) -> str:

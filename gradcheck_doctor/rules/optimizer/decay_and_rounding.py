@@ -10,14 +10,16 @@ from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
 
+COLLAPSED, START = 0.5, 5      # where less than that is left of the weights the first steps are judged, too
 SHRUNK = 0.7           # median ||w|| at the end over ||w|| at the start
 
 
 class DecayDominates(Rule):
     """Weight decay pulls harder on the weights than the loss does.
 
-    What it measures: weight decay times ||w|| over ||g||, median over the weights and observed steps, for decay that is part of the gradient; info
-    unless the weights really shrank below 70 % of their first size (a gradient that vanished for another reason is outweighed by any decay).
+    What it measures: weight decay times ||w|| over ||g||, median over the weights and observed steps, for decay that is part of the gradient (over
+    the first five steps where the weights lost more than half of their size: in the end the two balance each other); info unless the weights really
+    shrank below 70 % of their first size (a gradient that vanished for another reason is outweighed by any decay).
 
     Why it matters: the weights shrink towards zero whatever the data say.
 
@@ -37,11 +39,17 @@ class DecayDominates(Rule):
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for record in recording.optimizers:
             decay = max((g.weight_decay for g in record.groups), default=0.0)
-            ratios = [decay * row.weight_norm / row.grad_norm for p in recording.parameters if len(p.shape) >= 2
-                      for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
+            rows = [(row.step, decay * row.weight_norm / row.grad_norm) for p in recording.parameters if len(p.shape) >= 2
+                    for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
+            ratios = [ratio for _, ratio in rows]
             if decay > 0 and record.name in ("SGD", "Adam", "RMSprop", "Adagrad") and len(ratios) >= 10:
                 left = _left(recording)
-                yield Measurement(value=median(ratios), location=record.built, cap="info" if left is None or left > SHRUNK else mild(recording),
+                begin = min(step for step, _ in rows)
+                if left is not None and left < COLLAPSED:           # they shrank until the gradient held against the decay: how it began tells
+                    ratios = max(ratios, [ratio for step, ratio in rows if step < begin + START], key=median)
+                gone = left is not None and left < COLLAPSED / 5 and median(ratios) >= 2.0
+                yield Measurement(value=median(ratios), floor="warning" if gone else None, location=record.built,
+                                  cap="info" if left is None or left > SHRUNK else mild(recording),
                                   evidence={"ratio": median(ratios), "weight_decay": decay, "weights_left": left})
 
     def message(self, m: Measurement) -> str:

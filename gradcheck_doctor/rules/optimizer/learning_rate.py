@@ -35,7 +35,9 @@ def strides_of(recording: Recording) -> Strides | None:
     broken = blow if blow is not None else broken            # what a bad batch did to the weights is not the rate's doing
     ratios = update_ratios(recording, first=begin, last=broken)
     if len(ratios) < 5 or recording.total_steps < 10:
-        return None
+        first = max((r for r in ratios if math.isfinite(r)), default=0.0)
+        blown = blow is None and broken is not None and recording.total_steps >= 10 and first >= 0.1
+        return Strides(first, first, first, None, True) if blown else None      # a few steps were enough to leave the finite numbers
     finite = [r for r in ratios if math.isfinite(r)]
     early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
     first = max(early, default=0.0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import LossRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.optimizer.learning_rate import strides_of
 
@@ -32,7 +32,7 @@ class SummedLoss(Rule):
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         strides = strides_of(recording)
         for loss in recording.losses:
-            if loss.reduction == "sum" and recording.operations[loss.operation].category == "loss" and not _divided(recording, loss.operation):
+            if loss.reduction == "sum" and recording.operations[loss.operation].category == "loss" and not _divided(recording, loss):
                 size = strides.size if strides is not None and recording.kind == "run" else 0.0
                 yield Measurement(value=size, op=loss.op, location=loss.span, operations=(loss.operation,),
                                   cap=None if strides is not None and strides.harmful else "info",
@@ -46,5 +46,9 @@ class SummedLoss(Rule):
         return (Prescription("mean-reduction", "Average the loss over the batch", kind="loss", span=m.location),)
 
 
-def _divided(recording: Recording, operation: int) -> bool:
-    return any(recording.operations[user].op in ("div", "true_divide") for user in recording.consumers.get(operation, ()))
+def _divided(recording: Recording, loss: LossRecord) -> bool:
+    """Something like the number of samples divides the loss; a small number is the share of a step that accumulates gradients (1 in Lightning)."""
+    users = [recording.operations[user] for user in recording.consumers.get(loss.operation, ())]
+    by = [user.attributes.get("arg1", user.attributes.get("other")) for user in users if user.op in ("div", "true_divide")]
+    batch = loss.input_shape[0] if loss.input_shape else 1
+    return any(not isinstance(number, (int, float)) or number >= max(2, batch // 2) for number in by)

@@ -7,6 +7,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.recurrent.cures import length
 
 LONG = 20              # time steps over which a forget gate of sigmoid(1) = 0.73 leaves 2e-3
 
@@ -50,18 +51,8 @@ class ForgetGateBias(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         cures = [("Forget-gate bias 1", 1.0)]
-        steps = _time_steps(recording, m.module)
+        steps = max((length(recording, o) for o in recording.operations if o.module == m.module and o.op.startswith("lstm")), default=0)
         if steps >= LONG:
             cures.append((f"Forget-gate bias log({steps}), so that the memory reaches over the {steps} steps of a sequence", round(math.log(steps), 1)))
         return tuple(Prescription("initialise", title, safety="safe", kind="init", modules=(m.module,), span=m.location,
                                   arguments={"scheme": "forget gate bias", "value": value}) for title, value in cures)
-
-
-def _time_steps(recording: Recording, module: str) -> int:
-    """Length of the sequences that an LSTM (or its cell) runs over, 0 where it was not seen."""
-    for operation in recording.operations:
-        if operation.module == module and operation.op == "lstm" and operation.input_shapes and len(operation.input_shapes[0]) == 3:
-            return operation.input_shapes[0][1 if operation.attributes.get("batch_first") else 0]
-        if operation.module == module and operation.op == "lstm_cell":
-            return operation.repeats
-    return 0
