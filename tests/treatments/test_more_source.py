@@ -136,3 +136,16 @@ class Net(nn.Module):
     assert "self.head(F.layer_norm(y, y.shape[-1:]))" in edit(tmp_path, named, "normalise-branches", layers=layers, modules=("blocks.0", "blocks.1"))
     two = [*layers, ("second", "linear", "nn.Linear(4, 2)")]
     assert "in_features" not in edit(tmp_path, text, "normalise-branches", layers=two, modules=("blocks.0", "blocks.1"))
+
+
+def test_a_clip_limit_and_a_momentum_where_their_numbers_come_from(tmp_path):
+    text = HEAD + "limit = 0.005\n\n\ndef step():\n    nn.utils.clip_grad_norm_(net.parameters(), limit)\n"
+    where = "nn.utils.clip_grad_norm_(net.parameters(), limit)"
+    assert edit(tmp_path, text, "clip-threshold", where=where, max_norm=0.52) == text.replace("limit = 0.005", "limit = 0.52")
+    named = text.replace("limit)", "max_norm=0.005)")
+    assert edit(tmp_path, named, "clip-threshold", where=where.replace("limit)", "max_norm=0.005)"), max_norm=2.0) == named.replace("max_norm=0.005", "max_norm=2")
+    text = HEAD + "norms = [nn.BatchNorm1d(4, momentum=0.001) for _ in range(2)]\n"
+    layers = [("0", "batch_norm", "nn.BatchNorm1d(4, momentum=0.001)"), ("1", "batch_norm", "nn.BatchNorm1d(4, momentum=0.001)")]
+    assert edit(tmp_path, text, "batchnorm-momentum", layers=layers, momentum=0.1) == text.replace("0.001", "0.1")
+    with pytest.raises(TreatmentRefused, match="momentum is not given"):
+        edit(tmp_path, text.replace(", momentum=0.001", ""), "batchnorm-momentum", layers=[("0", "batch_norm", "nn.BatchNorm1d(4)")], momentum=0.1)

@@ -1,0 +1,120 @@
+"""Faults that scripts of others brought, each beside a look-alike that must stay quiet."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gradcheck_doctor as doctor
+
+X = torch.randn(512, 12, generator=torch.Generator().manual_seed(1))
+Y = (X @ torch.randn(12, 4, generator=torch.Generator().manual_seed(2))).argmax(1)
+
+
+def report(model, optimizer, *, steps=240, loss=F.cross_entropy, x=X, y=Y, clip=None):
+    with doctor.watch(model, optimizer) as seen:
+        for step in range(steps):
+            i = torch.arange(32) + 32 * (step % (len(x) // 32))
+            optimizer.zero_grad()
+            loss(model(x[i]), y[i]).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+    return seen.report()
+
+
+def serious(found):
+    return [f.rule for f in found.findings if f.severity != "info"]
+
+
+def mlp(*extra):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 32), *extra, nn.ReLU(), nn.Linear(32, 4))
+
+
+class Dense(nn.Module):
+    """x @ W: the units are the columns."""
+
+    def __init__(self, inputs, outputs, constant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kernel = nn.Parameter(torch.full((inputs, outputs), 1 / inputs) if constant else torch.randn(inputs, outputs) / inputs**0.5)
+
+    def forward(self, x):
+        return x @ self.kernel
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_equal_columns_of_a_hand_written_layer(constant):
+    model = nn.Sequential(Dense(12, 24, constant), nn.ReLU(), Dense(24, 24, constant), nn.ReLU(), nn.Linear(24, 4))
+    found = serious(report(model, torch.optim.Adam(model.parameters(), 1e-2)))
+    assert found[:1] == (["symmetric-init"] if constant else [])
+
+
+@pytest.mark.parametrize(("momentum", "steps", "sick"), [(0.001, 240, True), (0.1, 240, False), (0.01, 240, False), (0.001, 120, False), (None, 240, False)])
+def test_running_statistics_that_lag(momentum, steps, sick):
+    """The factor by which eval mode is wrong, from the statistics alone; against the batches themselves."""
+    norm = nn.BatchNorm1d(32, momentum=momentum)
+    model = mlp(norm)
+    model[0].weight.data *= 4
+    found = report(model, torch.optim.Adam(model.parameters(), 1e-4), steps=steps)
+    assert found.has("train-eval-mismatch") == sick
+    if sick:
+        row, values = found.recording.notes["batchnorm"]["1"], model[0](X).detach()
+        factor = (norm.running_var / values.var(0)).log().abs().div(2).median().exp().item()
+        assert row["tracked"] == steps and row["left"] == pytest.approx(0.999**steps) and row["gap"] == pytest.approx(factor, rel=0.1)
+
+
+@pytest.mark.parametrize(("clip", "optimizer", "sick"), [(1e-4, torch.optim.SGD, True), (1.0, torch.optim.SGD, False), (1e-4, torch.optim.Adam, False)])
+def test_a_clip_that_starves_the_steps(clip, optimizer, sick):
+    model = mlp()
+    found = report(model, optimizer(model.parameters(), lr=0.05 if optimizer is torch.optim.SGD else 1e-2), clip=clip)
+    assert ("clip-threshold" in serious(found)) == sick
+
+
+class Tokens(nn.Module):
+    """Patches as tokens; `order` names the axes that the reshape sees."""
+
+    def __init__(self, order):
+        super().__init__()
+        torch.manual_seed(0)
+        self.order, self.patch, self.head = order, nn.Conv2d(1, 6, 2, 2), nn.Linear(24, 4)
+
+    def forward(self, x):
+        z = torch.relu(self.patch(x.view(-1, 1, 4, 4)))
+        z = z.permute(*self.order).reshape(len(x), 4, 6) if self.order else z
+        return self.head(z.flatten(1))
+
+
+@pytest.mark.parametrize(("order", "sick"), [((2, 3, 0, 1), True), ((0, 2, 3, 1), False), ((), False)])
+def test_a_reshape_behind_a_permute_that_moved_the_batch(order, sick):
+    model, x = Tokens(order), torch.randn(512, 16, generator=torch.Generator().manual_seed(1))
+    found = report(model, torch.optim.Adam(model.parameters(), 5e-3), x=x, y=(x[:, 0] > 0).long() + 2 * (x[:, 5] > 0).long(), steps=120)
+    assert ("batch-mixing" in serious(found)) == sick
+
+
+@pytest.mark.parametrize(("decay", "sick"), [(0.5, True), (1e-3, False)])
+def test_decay_that_leaves_nothing_of_the_weights(decay, sick):
+    """In the end gradient and decay balance each other; how it began, and what is left, tell."""
+    model = mlp()
+    found = serious(report(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=decay)))
+    assert (found[:1] == ["decay-dominates"]) == sick
+
+
+def test_a_sum_divided_by_a_small_number_still_is_a_sum():
+    """Lightning divides every loss by the number of accumulated batches, which is mostly 1."""
+    def loss(p, y):
+        return F.cross_entropy(p, y, reduction="sum") / 1
+
+    model = mlp()
+    assert serious(report(model, torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9), loss=loss))[:1] == ["summed-loss"]
+    model = mlp()
+    mean = report(model, torch.optim.SGD(model.parameters(), lr=0.1), loss=lambda p, y: F.cross_entropy(p, y, reduction="sum") / len(y))
+    assert not mean.has("summed-loss")
+
+
+def test_a_large_epsilon_comes_first():
+    torch.manual_seed(0)
+    layers = [m for k in range(7) for m in (nn.Linear(12 if k == 0 else 32, 32), nn.SiLU())]
+    model = nn.Sequential(*layers, nn.Linear(32, 4))
+    found = serious(report(model, torch.optim.Adam(model.parameters(), 1e-3, eps=1.0)))
+    assert found[0] == "adam-epsilon"
