@@ -57,7 +57,7 @@ def measure_again(observer: Observer, call: Call, node: Node, args: tuple[Any, .
         graph.bind(first, node.index)
     if not call.measured:
         return
-    seen = observer.full or not call.companion
+    seen = observer.full or not call.companion or node.guarded
     if not seen and node.activity is None:
         return
     torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
@@ -81,6 +81,9 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
     assert node is not None
     call.kind, call.ordinal = (id(call.module), node.op), node.ordinal + 1
     call.measured, call.inplace = measured, inplace
+    if node.op in FRAGILE:
+        for maker in node.producers:
+            graph.nodes[maker].guarded = True
     first_output = output
     if type(output) is tuple and output and all(type(o) is Tensor for o in output):
         call.outputs, first_output = len(output), output[0]

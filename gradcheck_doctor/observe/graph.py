@@ -66,7 +66,7 @@ class Node:
     dtypes: dict[int, str] = field(default_factory=dict)
     over_time: list[torch.Tensor] = field(default_factory=list)       # rms of the gradient at each time step, one row a pass
     last_pass: int = -1
-    in_loss: bool = False
+    guarded: bool = False                     # an operation with a limited domain takes it: its least and largest value are wanted on every observed step
 
     def observed(self, since: int = -1) -> tuple[Observed, ...]:
         steps = sorted(step for step in self.forward.keys() | self.gradient.keys() if step > since)

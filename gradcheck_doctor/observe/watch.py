@@ -33,7 +33,8 @@ from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, 
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
-FULL_EVERY = 4         # of the steps that are observed by samples each so many-th looks at everything
+FULL_FIRST = 64        # observed steps that look at everything
+FULL_EVERY = 4         # of the later ones each so many-th
 
 
 class Monitor:
@@ -145,7 +146,7 @@ class Monitor:
         self.schedule.agreed = self.ranks.join()
         if self.schedule.wants(self.step) and not self._compiled():
             self.observer.exact = self._exact or self.schedule.dense(self.step)
-            self.observer.full = self.observer.exact or self.schedule.observed % FULL_EVERY == 0
+            self.observer.full = self.observer.exact or self.schedule.observed < FULL_FIRST or self.schedule.observed % FULL_EVERY == 0
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
         elif self.observer.active:

@@ -7,7 +7,7 @@ import timeit
 import torch
 from torch import nn
 
-from gradcheck_doctor.observe.watch import Monitor
+from gradcheck_doctor.observe.watch import FULL_FIRST, Monitor
 from tests.benchmarks.protocol import Tool
 
 
@@ -71,6 +71,7 @@ class Later(Doctor):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().attach(model, optimizer)
         self.monitor.step = self.first
+        self.monitor.schedule.observed = FULL_FIRST
 
 
 class Idle(Doctor):

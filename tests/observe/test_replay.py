@@ -165,3 +165,18 @@ def test_samples_estimate_what_exact_statistics_say():
     for name, rows in exact.parameter_steps.items():
         for x, y in zip(rows, sampled.parameter_steps[name], strict=True):
             assert y.grad_norm == pytest.approx(x.grad_norm, rel=0.35) and y.update_ratio == pytest.approx(x.update_ratio, rel=0.3), name
+
+
+def test_what_a_logarithm_takes_is_measured_on_every_observed_step():
+    """Its least value decides; other activations between layers may be left out on most of the late steps."""
+    class Guarded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return torch.log(torch.sigmoid(self.b(torch.tanh(self.a(x)))))
+
+    _, recording, _ = trained(Guarded, steps=100, exact=False)
+    seen = {o.op: len([s for s in o.observed if s.forward is not None]) for o in recording.operations}
+    assert seen["sigmoid"] == seen["log"] == seen["linear"] == 100 and seen["tanh"] == 64 + 36 // 4
