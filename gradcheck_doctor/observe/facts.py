@@ -47,7 +47,8 @@ def _lag(module: Any) -> dict[str, Any]:
     """How far the running statistics of a batch normalisation are from the batches it has seen; {} where that can't be told.
 
     `left`: share of the start (mean 0, variance 1) in them, (1 - momentum)^n after n batches; without it they are the mean over these batches.
-    `gap`: median over the channels by which eval mode scales a channel otherwise, as a factor, or 1 + its shift in standard deviations.
+    `scale`: by what factor eval mode scales a channel otherwise than the batches would (1 or more), `shift`: by how many of their standard deviations it
+    moves it; medians over the channels.
     """
     if module.num_batches_tracked is None or not module.momentum or not 0.0 < module.momentum < 1.0:
         return {}
@@ -60,7 +61,7 @@ def _lag(module: Any) -> dict[str, Any]:
         seen = ((variance - left) / (1.0 - left)).clamp_min(1e-12)
         scale = (variance.clamp_min(1e-12) / seen).log().abs().div(2).median().exp().item()
         shift = (left * mean.abs() / seen.sqrt()).median().item()
-    return {"tracked": tracked, "left": left, "gap": max(scale, 1.0 + shift)}
+    return {"tracked": tracked, "left": left, "scale": scale, "shift": shift}
 
 
 class Facts:

@@ -61,7 +61,7 @@ def test_running_statistics_that_lag(momentum, steps, sick):
     if sick:
         row, values = found.recording.notes["batchnorm"]["1"], model[0](X).detach()
         factor = (norm.running_var / values.var(0)).log().abs().div(2).median().exp().item()
-        assert row["tracked"] == steps and row["left"] == pytest.approx(0.999**steps) and row["gap"] == pytest.approx(factor, rel=0.1)
+        assert row["tracked"] == steps and row["left"] == pytest.approx(0.999**steps) and row["scale"] == pytest.approx(factor, rel=0.1)
 
 
 @pytest.mark.parametrize(("clip", "optimizer", "sick"), [(1e-4, torch.optim.SGD, True), (1.0, torch.optim.SGD, False), (1e-4, torch.optim.Adam, False)])

@@ -18,7 +18,7 @@ class TrainEvalMismatch(Rule):
 
     What it measures: (loss in eval mode - loss in training mode) on the training batch after at least 200 steps of `doctor audit --steps`, relative
     to the loss in training mode, or to a quarter of the first loss where that is more. Two extra forwards on the throw-away copy. In a training run:
-    by what factor, less 1, the scale of a channel is wrong in eval mode, where a quarter or more of a BatchNorm's running statistics still is their
+    by what factor (less 1) or by how many standard deviations a channel is off in eval mode, where a quarter or more of a BatchNorm's running statistics still is their
     start after at least 200 batches; told from the statistics, the momentum and the number of batches alone.
 
     Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
@@ -57,8 +57,9 @@ class TrainEvalMismatch(Rule):
     def message(self, m: Measurement) -> str:
         e = m.evidence
         if "left" in e:
-            return (f"after {e['batches']} batches {e['left']:.0%} of the running statistics still are those of a new layer (momentum {e['momentum']:g}): in eval mode "
-                    f"its channels come out {m.value + 1:.2g} times as large or small, or that many standard deviations less one off")
+            off = f"is off by a factor of {e['scale']:.2g}" if e["scale"] - 1.0 >= e["shift"] else f"is {e['shift']:.2g} standard deviations off"
+            return (f"after {e['batches']} batches {e['left']:.0%} of the running statistics still are those of a new layer (momentum {e['momentum']:g}): "
+                    f"in eval mode what comes out of it {off}")
         return (f"after {e['steps']} steps the loss of the same batch is {e['train_loss']:.3g} in training mode and {e['eval_loss']:.3g} in eval mode; "
                 + ("the running statistics of the normalisation have not followed" if m.module else "something depends on the mode that should not"))
 
@@ -73,10 +74,12 @@ def _lagging(recording: Recording) -> Iterator[Measurement]:
             if row.get("tracked", 0) >= STEPS and row["left"] >= LEFT and not any(p.trained for p in recording.parameters if p.module == name)}
     if not rows:
         return
-    name = max(rows, key=lambda n: rows[n]["gap"])
+    name = max(rows, key=lambda n: max(rows[n]["scale"] - 1.0, rows[n]["shift"]))
     module, row = recording.module.get(name), rows[name]
-    yield Measurement(value=row["gap"] - 1.0, module=name, modules=tuple(rows), op="batch_norm", location=module.built if module is not None else None,
-                      evidence={"left": row["left"], "batches": row["tracked"], "momentum": float(module.config.get("momentum", 0.0)) if module is not None else 0.0})
+    momentum = float(module.config.get("momentum") or 0.0) if module is not None else 0.0
+    yield Measurement(value=max(row["scale"] - 1.0, row["shift"]), module=name, modules=tuple(rows), op="batch_norm",
+                      location=module.built if module is not None else None,
+                      evidence={"left": row["left"], "scale": row["scale"], "shift": row["shift"], "batches": row["tracked"], "momentum": momentum})
 
 
 def _slowest(recording: Recording) -> Operation | None:
