@@ -68,12 +68,36 @@ def constant(tree: Tree, node: ast.expr, value: str) -> Edit:
     """
     if isinstance(node, (ast.Constant, ast.UnaryOp)):
         return tree.replace(node, value)
+    entry = _entry(tree, node)
+    if entry is not None:
+        return tree.replace(entry, value)
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
     if name is not None:
         found = _definitions(tree, name)
         if len(found) == 1:
             return tree.replace(found[0], value)
     raise TreatmentRefused(f"it can't be told where {tree.source(node)!r} gets its value; set it to {value} there")
+
+
+def _entry(tree: Tree, node: ast.expr) -> ast.expr | None:
+    """The number behind cfg["lr"], where `cfg` is assigned once in the file, a dictionary with that entry, and none of its entries is set later."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Name) or not isinstance(node.slice, ast.Constant):
+        return None
+    name, key = node.value.id, node.slice.value
+    given = [n for n in ast.walk(tree.root) if isinstance(n, (ast.Assign, ast.AnnAssign))]
+    targets = [(t, n.value) for n in given for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
+    made = [value for t, value in targets if isinstance(t, ast.Name) and t.id == name]
+    changed = any(isinstance(t, ast.Subscript) and isinstance(t.value, ast.Name) and t.value.id == name for t, _ in targets)
+    argument = any(isinstance(n, ast.arg) and n.arg == name for n in ast.walk(tree.root))
+    if len(made) != 1 or changed or argument:
+        return None
+    table = made[0]
+    found: list[ast.expr] = []
+    if isinstance(table, ast.Dict):
+        found = [v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant) and k.value == key]
+    elif isinstance(table, ast.Call) and isinstance(table.func, ast.Name) and table.func.id == "dict":
+        found = [k.value for k in table.keywords if k.arg == key]
+    return found[0] if len(found) == 1 and isinstance(found[0], (ast.Constant, ast.UnaryOp)) else None
 
 
 def _definitions(tree: Tree, name: str) -> list[ast.expr]:

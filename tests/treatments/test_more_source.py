@@ -149,3 +149,13 @@ def test_a_clip_limit_and_a_momentum_where_their_numbers_come_from(tmp_path):
     assert edit(tmp_path, text, "batchnorm-momentum", layers=layers, momentum=0.1) == text.replace("0.001", "0.1")
     with pytest.raises(TreatmentRefused, match="momentum is not given"):
         edit(tmp_path, text.replace(", momentum=0.001", ""), "batchnorm-momentum", layers=[("0", "batch_norm", "nn.BatchNorm1d(4)")], momentum=0.1)
+
+
+@pytest.mark.parametrize("table", ["cfg = dict(lr=3.0, width=8)", 'cfg = {"lr": 3.0, "width": 8}'])
+def test_a_number_from_an_entry_of_a_dictionary(tmp_path, table):
+    text = HEAD + table + '\nopt = torch.optim.SGD(net.parameters(), lr=cfg["lr"])\n'
+    where = 'torch.optim.SGD(net.parameters(), lr=cfg["lr"])'
+    assert edit(tmp_path, text, "learning-rate", where=where, lr=0.03) == text.replace("3.0", "0.03")
+    for uncertain in ('cfg["lr"] = 2\n', "cfg = other()\n", "def train(cfg):\n    pass\n"):
+        with pytest.raises(TreatmentRefused, match="gets its value"):
+            edit(tmp_path, text + uncertain, "learning-rate", where=where, lr=0.03)
