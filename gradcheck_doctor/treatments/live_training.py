@@ -113,5 +113,17 @@ def _value(number: Any) -> float:
     return float(number)
 
 
-LIVE = {"learning-rate": learning_rate, "adam-epsilon": adam_epsilon, "weight-decay": weight_decay, "add-parameters": add_parameters,
-        "clip-by-norm": clip_by_norm, "freeze": freeze, "freeze-backbone": freeze}
+def batchnorm_momentum(patient: Patient, finding: Finding | None, prescription: Prescription, journal: Journal) -> str:
+    """Another momentum for the running statistics of these batch normalisations."""
+    momentum = float(prescription.arguments["momentum"])
+    norms = [m for path in prescription.modules if isinstance(m := patient.module(path), nn.modules.batchnorm._NormBase)]
+    if not norms:
+        raise TreatmentRefused("no batch normalisation was found there")
+    for norm in norms:
+        journal.note(norm, lambda norm=norm, old=norm.momentum: setattr(norm, "momentum", old))  # type: ignore[misc]
+        norm.momentum = momentum
+    return f"set the momentum of {len(norms)} batch normalisation{'s' if len(norms) > 1 else ''} to {momentum:g}"
+
+
+LIVE = {"batchnorm-momentum": batchnorm_momentum, "learning-rate": learning_rate, "adam-epsilon": adam_epsilon, "weight-decay": weight_decay,
+        "add-parameters": add_parameters, "clip-by-norm": clip_by_norm, "freeze": freeze, "freeze-backbone": freeze}

@@ -707,3 +707,19 @@ def test_a_pack_may_bring_a_live_form(monkeypatch):
     same(before, snapshot(model))
     with pytest.raises(TreatmentRefused, match="no live form"):
         carry(model, None, "halve", ("0",))
+
+
+def test_running_statistics_are_made_to_follow_and_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16, momentum=0.001), nn.ReLU(), nn.Linear(16, 4))
+    model[0].weight.data *= 4
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with doctor.watch(model, optimizer) as seen:
+        for _ in range(220):
+            optimizer.zero_grad()
+            CROSS(model(torch.randn(32, 12)), torch.randint(4, (32,))).backward()
+            optimizer.step()
+    done = doctor.treat(model, seen.report(), optimizer, unsafe=True, only="batchnorm-momentum")
+    assert [c.treatment for c in done] == ["batchnorm-momentum"] and model[1].momentum == 0.1
+    done.undo()
+    assert model[1].momentum == 0.001
