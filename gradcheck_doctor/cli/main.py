@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+import warnings
 
 import click
 
@@ -50,7 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 no finding at or above --fail-on, 1 some, 2 for everything that went wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = cli.main(arguments, prog_name="doctor", standalone_mode=False)
+        with warnings.catch_warnings():
+            if arguments[:1] != ["run"]:                            # a script sees its own warnings
+                warnings.filterwarnings("ignore", message="Failed to initialize NumPy")      # torch's word where NumPy is not installed
+            status = cli.main(arguments, prog_name="doctor", standalone_mode=False)
     except click.exceptions.Exit as ended:
         status = ended.exit_code
     except click.Abort:
