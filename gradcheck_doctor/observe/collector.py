@@ -69,7 +69,7 @@ class _Rows:
 
     def next(self) -> Tensor:
         if self.used == len(self.views):
-            block = torch.empty(max(8, len(self.views)), *self.shape, device=self.device)
+            block = torch.empty(max(8, len(self.views)), *self.shape, device=self.device, dtype=torch.float32)
             self.blocks.append(block)
             self.views += block.unbind(0)
         self.used += 1

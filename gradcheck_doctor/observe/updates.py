@@ -91,7 +91,7 @@ class GradientSample:
     def _numbers(self, keys: tuple[int, ...], views: list[Tensor], full: bool) -> tuple[list[float], list[float]]:
         """Norm and, if `full`, number of zeros of each view."""
         if keys != self.keys:
-            self.keys, self.table = keys, torch.zeros(len(views), SAMPLE)
+            self.keys, self.table = keys, torch.zeros(len(views), SAMPLE, device="cpu", dtype=torch.float32)
             self._rows = [row.view(v.shape) for row, v in zip(self.table.unbind(0), views, strict=True)]
         torch._foreach_copy_(self._rows, views)
         zeros = torch.eq(self.table, 0.0, out=torch.empty_like(self.table)).sum(1).tolist() if full else []

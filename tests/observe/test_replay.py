@@ -72,7 +72,7 @@ MODELS = {"mlp": lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(1
           "encoder": lambda: nn.Sequential(nn.Unflatten(1, (3, 4)), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(12, 3))}
 
 
-def trained(make, steps=30, evaluate=False, exact=True):
+def trained(make, steps=30, evaluate=False, exact=True, cast=None):
     """Losses and the recording of a training with batches of two sizes."""
     torch.manual_seed(0)
     model, losses = make(), []
@@ -81,6 +81,7 @@ def trained(make, steps=30, evaluate=False, exact=True):
         for step in range(steps):
             size = 9 if step % 5 == 4 else 24
             x = (torch.randn(size, 12) - 0.1) / 2                   # arithmetic on data is none of the model's
+            x = x if cast is None else x.to(cast)
             model.train(not evaluate or step % 3 > 0)
             loss = F.cross_entropy(model(x), torch.randint(0, 3, (size,))) * 1.0
             optimizer.zero_grad()
@@ -180,3 +181,19 @@ def test_what_a_logarithm_takes_is_measured_on_every_observed_step():
     _, recording, _ = trained(Guarded, steps=100, exact=False)
     seen = {o.op: len([s for s in o.observed if s.forward is not None]) for o in recording.operations}
     assert seen["sigmoid"] == seen["log"] == seen["linear"] == 100 and seen["tanh"] == 64 + 36 // 4
+
+
+@pytest.mark.parametrize("setting", ["deterministic", "double", "device"])
+def test_settings_of_the_process_change_nothing(setting):
+    """Deterministic algorithms, another default precision, a default device: late steps are observed as without them."""
+    before = torch.get_default_dtype()
+    torch.use_deterministic_algorithms(setting == "deterministic")
+    torch.set_default_dtype(torch.float64 if setting == "double" else before)
+    try:
+        with torch.device("cpu") if setting == "device" else torch.enable_grad():
+            _, recording, _ = trained(lambda: nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).float(),
+                                      steps=90, exact=False, cast=torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(before)
+    assert all(len(o.observed) == 90 for o in recording.operations if o.op == "linear")
