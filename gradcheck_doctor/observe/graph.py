@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,3 +143,16 @@ class Graph:
                     seen.add(producer)
                     stack.append(producer)
         return seen
+
+
+def gather(values: Iterable[Any], found: list[torch.Tensor]) -> None:
+    """Append the tensors in arguments, lists, tuples and dicts of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            gather(value, found)
+        elif isinstance(value, dict):
+            gather(value.values(), found)
+        elif type(value).__name__ == "PackedSequence" and hasattr(value, "data"):
+            found.append(value.data)

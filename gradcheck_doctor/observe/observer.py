@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import perf_counter
 from types import CodeType
 from typing import Any
@@ -21,7 +21,7 @@ from gradcheck_doctor.observe.again import FULL, KEPT_INPUTS, learned, measure_a
 from gradcheck_doctor.observe.calls import clipping, loss_scale
 from gradcheck_doctor.observe.collector import Collector
 from gradcheck_doctor.observe.gradient_hook import GradientHook
-from gradcheck_doctor.observe.graph import Graph, Node, Series
+from gradcheck_doctor.observe.graph import Graph, Node, Series, gather
 from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import CATEGORY, FRAGILE, dtype_name, operation_name, plain_attributes, refined
@@ -36,7 +36,6 @@ from gradcheck_doctor.records.recording import LossRecord
 from gradcheck_doctor.records.sites import Span
 
 MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
-_CONTAINERS = (list, tuple)
 
 
 class Observer(TorchFunctionMode):
@@ -127,10 +126,8 @@ class Observer(TorchFunctionMode):
         if named is None and not self.backward_seen and func is not Tensor.backward:
             return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
         started = self.clock()
-        if named is not None and self.tree.here.following and self._watching() and not self.roots.data_sharded:
-            call = self.tree.next(func, self.scope.stack[-1] if self.scope.stack else None, args)
-            if call is not None:
-                return self._again(call, started, func, args, kwargs)
+        if named is not None and self.tree.here.following and (call := self._expected(func, args)) is not None:
+            return self._again(call, started, func, args, kwargs)
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
@@ -140,9 +137,9 @@ class Observer(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs: list[Tensor] = []
         try:
-            _gather(args, inputs)
+            gather(args, inputs)
             if kwargs:
-                _gather(kwargs.values(), inputs)
+                gather(kwargs.values(), inputs)
             versions = [t._version for t in inputs] if not torch.is_inference_mode_enabled() else None
             relevant = inputs and (bool(self.scope.stack) or any(t.requires_grad or self.graph.maker(t) is not None for t in inputs))
         except Exception as error:
@@ -160,6 +157,16 @@ class Observer(TorchFunctionMode):
             self.seconds += self.clock() - started
         return output
 
+    def _expected(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Call | None:
+        """The known call that this one seems to repeat."""
+        if self.roots.data_sharded or not self._watching():
+            return None
+        try:
+            return self.tree.next(func, self.scope.stack[-1] if self.scope.stack else None, args)
+        except Exception as error:
+            self._fail(error)
+        return None
+
     def _again(self, call: Call, started: float, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that was analysed in an earlier pass: measure it, unless it turns out to be another one after all."""
         self.seconds += self.clock() - started
@@ -172,7 +179,7 @@ class Observer(TorchFunctionMode):
                     measure_again(self, call, call.node, args, output)
             else:
                 inputs: list[Tensor] = []
-                _gather((*args, *kwargs.values()), inputs)
+                gather((*args, *kwargs.values()), inputs)
                 named = operation_name(func) or ("", False)
                 self._record(func, (named[0], named[1] or call.inplace), args, kwargs, inputs, output)
         except Exception as error:
@@ -232,7 +239,7 @@ class Observer(TorchFunctionMode):
         if op == "setitem":
             output = args[0]
         made: list[Tensor] = []
-        _gather((output,), made)
+        gather((output,), made)
         values = [v for v in made if (v.is_floating_point() or v.is_complex()) and not (v.requires_grad and v.is_leaf)]
         if not values or all(any(v is t for t in inputs) for v in values) and not inplace and op != "setitem":
             same = Call(func, module, None)                         # no new value (dropout in eval returns its input)
@@ -283,8 +290,8 @@ class Observer(TorchFunctionMode):
     def _passed_on(self, given: Any, output: Any) -> None:
         before: list[Tensor] = []
         after: list[Tensor] = []
-        _gather((given,), before)
-        _gather((output,), after)
+        gather((given,), before)
+        gather((output,), after)
         for old, new in zip(before, after, strict=False):
             maker = self.graph.maker(old)
             if maker is not None and new is not old:
@@ -385,16 +392,3 @@ class Observer(TorchFunctionMode):
         for each in values if node.category == "recurrent" else values[:1]:
             if each.requires_grad and (made_by := each.grad_fn) is not None:
                 made_by.register_prehook(GradientHook(self, node, each.output_nr))
-
-
-def _gather(values: Iterable[Any], found: list[Tensor]) -> None:
-    """Append the tensors in arguments, lists, tuples and dicts of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, _CONTAINERS):
-            _gather(value, found)
-        elif isinstance(value, dict):
-            _gather(value.values(), found)
-        elif type(value).__name__ == "PackedSequence" and hasattr(value, "data"):
-            found.append(value.data)
