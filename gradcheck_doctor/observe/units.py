@@ -130,7 +130,7 @@ def _few(value: Tensor, axis: int) -> Tensor:
         return value
     if axis == -1 or value.dim() == 2:
         return value.reshape(-1, value.shape[-1])[:: samples // FEW]
-    return value.flatten(2)[..., :: max(1, samples // FEW)]
+    return value.flatten(2)[..., :: samples // FEW]
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:

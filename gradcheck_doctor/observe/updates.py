@@ -57,8 +57,8 @@ class GradientSample:
     """Norms of gradients from `SAMPLE` elements of each, all at once; of the whole gradient where it is small, or where a sample says little."""
 
     def __init__(self) -> None:
-        self.keys: tuple[int, ...] = ()                             # ids of the parameters, one for each row of `table`
-        self.table = torch.empty(0)                                 # the samples of the last call, filled up with zeros
+        self._keys: tuple[int, ...] = ()                            # ids of the parameters, one for each row of the table
+        self._table = torch.empty(0)                                # the samples of the last call
         self._rows: list[Tensor] = []
         self._whole: set[int] = set()                               # ids of gradients that are 0 at nearly all elements (an embedding's)
 
@@ -90,12 +90,12 @@ class GradientSample:
 
     def _numbers(self, keys: tuple[int, ...], views: list[Tensor], full: bool) -> tuple[list[float], list[float]]:
         """Norm and, if `full`, number of zeros of each view."""
-        if keys != self.keys:
-            self.keys, self.table = keys, torch.zeros(len(views), SAMPLE, device="cpu", dtype=torch.float32)
-            self._rows = [row.view(v.shape) for row, v in zip(self.table.unbind(0), views, strict=True)]
+        if keys != self._keys:
+            self._keys, self._table = keys, torch.zeros(len(views), SAMPLE, device="cpu", dtype=torch.float32)
+            self._rows = [row.view(v.shape) for row, v in zip(self._table.unbind(0), views, strict=True)]
         torch._foreach_copy_(self._rows, views)
-        zeros = torch.eq(self.table, 0.0, out=torch.empty_like(self.table)).sum(1).tolist() if full else []
-        return torch.linalg.vector_norm(self.table, dim=1).tolist(), zeros
+        zeros = torch.eq(self._table, 0.0, out=torch.empty_like(self._table)).sum(1).tolist() if full else []
+        return torch.linalg.vector_norm(self._table, dim=1).tolist(), zeros
 
 
 def _stack(numbers: Iterable[Tensor]) -> Tensor:
@@ -177,7 +177,7 @@ class _Kind:
         self.roots = torch.tensor(sizes, device=device, dtype=dtype).sqrt()
 
     def compared(self, full: bool) -> Tensor:
-        """rms of the change, rms before and, with `full`, updates lost to rounding and updates wanted; (parameters, 2 or 4).
+        """rms before, rms of the change and, with `full`, updates lost to rounding and updates wanted; (parameters, 2 or 4).
 
         An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
         """
