@@ -63,16 +63,22 @@ def measure_again(observer: Observer, call: Call, node: Node, args: tuple[Any, .
     torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
     try:
         if seen:
-            observer._pending.append((node.forward, observer.collector.put(first, observer.exact)))
+            layout = call.layout
+            if layout is None or not layout.fits(first):
+                layout = call.layout = observer.collector.layout(first)
+            observer._pending.append((node.forward, observer.collector.put(first, observer.exact, layout)))
         if node.activity is not None:
             node.activity.add(first, observer.before_update, observer.collector, observer.exact)
     finally:
         torch._C._set_grad_enabled(True)
-    if seen:
-        node.dtypes[observer.step] = dtype_name(first.dtype)
-        for value in output if node.category == "recurrent" and call.outputs else (first,):
-            if value.requires_grad and (made_by := value.grad_fn) is not None:
-                made_by.register_prehook(call.hook_at(value.output_nr) or call.hooked(GradientHook(observer, node, value.output_nr)))
+    if not seen:
+        return
+    if call.named is not None:
+        node.dtypes[observer.step] = call.named
+    for value in output if node.category == "recurrent" and call.outputs else (first,):
+        if value.requires_grad and (made_by := value.grad_fn) is not None:
+            place = value.output_nr
+            (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
 
 
 def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor, int | None]], output: Any, inplace: bool, measured: bool) -> Call:
@@ -92,6 +98,7 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
     if first_output.layout is not torch.strided or first_output.is_complex():
         return call
     call.dtype = first_output.dtype
+    call.named = None if call.dtype is torch.float32 else dtype_name(call.dtype)
     call.companion = node.category in COMPANIONS and node.op not in FRAGILE and first_output.dtype is torch.float32
     entered = [t for t, maker in others if maker is None and graph.maker(t) is not None]      # inputs from outside that became nodes
     first = args[0] if args else None

@@ -85,24 +85,29 @@ class _Rows:
         return result
 
 
-class _Layout:
+class Layout:
     """Which elements of a tensor of one shape are taken, and where they go."""
 
-    def __init__(self, plan: Plan, group: _Rows, count: int) -> None:
-        self.plan, self.group = plan, group
-        self.facts = (group.number, count, plan.whole)
+    __slots__ = ("facts", "first", "group", "index", "on_cpu", "plan", "shape", "turn")
+
+    def __init__(self, shape: torch.Size, plan: Plan, group: _Rows) -> None:
+        self.shape: torch.Size | None = shape                      # None: not to be used any more
+        self.plan, self.group, self.on_cpu = plan, group, group.device.type == "cpu"
+        self.facts = (group.number, shape.numel(), plan.whole)
         rows = torch.arange(plan.rows, device=group.device) * (plan.row_step * plan.features)
         place = torch.arange(plan.columns, device=group.device)
         block = max(1, plan.block)
         self.first = rows.unsqueeze(1) + (place // block * plan.column_step + place % block)
         self.index, self.turn = self.first.clone(), 0
 
-    def at(self, turn: int) -> Tensor:
-        """Positions in the flattened tensor at rotation `turn`."""
-        if turn != self.turn and not self.plan.whole:
+    def fits(self, value: Tensor) -> bool:
+        return value.shape == self.shape and value.is_cpu is self.on_cpu
+
+    def to(self, turn: int) -> None:
+        """Make `index` the positions in the flattened tensor at rotation `turn`."""
+        if not self.plan.whole:
             torch.add(self.first, self.plan.offset(turn), out=self.index)
         self.turn = turn
-        return self.index
 
 
 #: Where the numbers of one tensor are: ((number of its buffer, elements, the sample is the tensor), row, place of its sum of squares among the
@@ -145,7 +150,7 @@ class Collector:
     def __init__(self, limit: int = 1024) -> None:
         self.limit = limit
         self.rotation = 0
-        self._layouts: dict[tuple[tuple[int, ...], torch.device], _Layout] = {}
+        self._layouts: dict[tuple[torch.Size, torch.device], Layout] = {}
         self._groups: dict[tuple[int, int, torch.device], _Rows] = {}
         self._places: list[_Place] = []
         self._exact: list[Tensor] = []
@@ -153,41 +158,46 @@ class Collector:
         self._batch = _Batch(self)
         self._waiting = 0               # steps whose numbers are not computed yet
 
-    def put(self, value: Tensor, exact: bool = True) -> int:
+    def layout(self, value: Tensor) -> Layout:
+        """How tensors of this shape are sampled. Whoever sees the like of `value` again may keep it for `put`."""
+        key = (value.shape, value.device)
+        known = self._layouts.get(key)
+        if known is None:
+            plan = plan_of(value.shape, self.limit)
+            kind = (plan.rows, plan.columns, value.device)
+            group = self._groups.get(kind)
+            if group is None:
+                group = self._groups[kind] = _Rows(len(self._groups), *kind)
+            known = self._layouts[key] = Layout(value.shape, plan, group)
+        return known
+
+    def put(self, value: Tensor, exact: bool = True, layout: Layout | None = None) -> int:
         """Take statistics of `value` (any floating dtype, strided, not empty, no gradient); returns the place of its summary.
 
         With `exact`, the norm is that of the whole tensor, and so is the word on whether all is finite. Least and largest value are exact
         where that decides something (half precision, a square that is not finite) or costs little (not on a CPU); else they are the sample's.
-        Without it all comes from the sample, but for the extremes of float16.
+        Without it all comes from the sample, but for the extremes of float16. `layout` is that of the value's shape and device.
         """
-        layout = self._layouts.get((value.shape, value.device))
         if layout is None:
-            layout = self._learn(value)
-        group = layout.group
+            layout = self.layout(value)
+        if layout.turn != self.rotation:
+            layout.to(self.rotation)
+        group, dtype = layout.group, value.dtype
         row, number = group.next(), group.used - 1
-        if value.dtype is torch.float32:
-            torch.take(value, layout.at(self.rotation), out=row)
+        if dtype is torch.float32:
+            torch.take(value, layout.index, out=row)
         else:
-            row.copy_(torch.take(value, layout.at(self.rotation)))
+            row.copy_(torch.take(value, layout.index))
         place, total = -1, math.nan
-        if (exact or value.dtype is torch.float16) and not layout.plan.whole:
+        if (exact or dtype is torch.float16) and not layout.plan.whole:
             squares = square(value)
-            if at_hand(value) and value.dtype not in HALF:
+            if dtype not in HALF and at_hand(value):
                 total = squares.item()
             if not math.isfinite(total):
                 self._exact += [squares, value.amin(), value.amax()]
                 place, total = len(self._exact) - 3, math.nan
         self._places.append((layout.facts, number, place, total))
         return len(self._places) - 1
-
-    def _learn(self, value: Tensor) -> _Layout:
-        plan = plan_of(value.shape, self.limit)
-        key = (plan.rows, plan.columns, value.device)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Rows(len(self._groups), *key)
-        known = self._layouts[value.shape, value.device] = _Layout(plan, group, value.numel())
-        return known
 
     def ask(self, numbers: Tensor, receive: Callable[[Tensor], None]) -> None:
         """Bring `numbers` to the host with the rest of the step."""
@@ -218,6 +228,8 @@ class Collector:
         self._batch.ready = True
         self._batch, self._exact, self._waiting = _Batch(self), [], 0
         if len(self._layouts) > GROUPS:                            # shapes that change from batch to batch
+            for layout in self._layouts.values():
+                layout.shape = None
             self._groups, self._layouts = {}, {}
 
     def _hand_out(self, host: list[Tensor]) -> None:

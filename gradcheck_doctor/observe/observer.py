@@ -5,18 +5,21 @@ The mode sits at the bottom of the mode stack, so that the user's own modes (tor
 """
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from collections.abc import Callable
+from threading import get_ident
 from time import perf_counter
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state
+from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
+from gradcheck_doctor.observe import process
 from gradcheck_doctor.observe.again import FULL, KEPT_INPUTS, learned, measure_again, repeats
 from gradcheck_doctor.observe.calls import clipping, loss_scale
 from gradcheck_doctor.observe.collector import Collector
@@ -35,6 +38,7 @@ from gradcheck_doctor.observe.wrappers import in_sharding
 from gradcheck_doctor.records.recording import LossRecord
 from gradcheck_doctor.records.sites import Span
 
+STATEFUL = frozenset({"norm", "recurrent"})       # beside their input they take running statistics, a first hidden state: no inputs of the model
 MEASURED = frozenset({"layer", "activation", "norm", "merge", "recurrent", "embedding", "attention", "loss", "pool", "input", "scale"})
 
 
@@ -68,8 +72,8 @@ class Observer(TorchFunctionMode):
         self.on_call: Callable[[str, Any], None] | None = None
         self._norm_seen = False
         self._pending: list[tuple[Series, int]] = []
-        self._thread = threading.get_ident()
-        self._process = os.getpid()
+        self._thread = get_ident()
+        self._process = process.number
         self.in_backward = False
         self.clock = perf_counter
         self.seconds = 0.0                      # spent in our own code so far, and how often we were called
@@ -122,12 +126,17 @@ class Observer(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         self.calls += 1
         kwargs = kwargs or {}
+        for known in self.tree.here.following:
+            if known.quick and (known.func is func or known.func == func):
+                started = self.clock()
+                if (call := self._expected(func, args)) is not None:
+                    return self._again(call, started, func, args, kwargs)
+                self.seconds += self.clock() - started
+                break
         named = operation_name(func)
         if named is None and not self.backward_seen and func is not Tensor.backward:
             return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
         started = self.clock()
-        if named is not None and self.tree.here.following and (call := self._expected(func, args)) is not None:
-            return self._again(call, started, func, args, kwargs)
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
@@ -195,11 +204,11 @@ class Observer(TorchFunctionMode):
             self._fail(error)
 
     def _here(self) -> bool:
-        return self.active and self.failure is None and threading.get_ident() == self._thread and os.getpid() == self._process
+        return self.active and self.failure is None and get_ident() == self._thread and process.number == self._process
 
     def _watching(self) -> bool:
-        return (self._here() and torch.is_grad_enabled() and not self.backward_seen and not torch.compiler.is_compiling()
-                and torch._C._functorch.peek_interpreter_stack() is None and torch._C._get_tracing_state() is None)
+        return (self.active and not self.backward_seen and self.failure is None and get_ident() == self._thread and process.number == self._process
+                and torch.is_grad_enabled() and not is_compiling() and peek_interpreter_stack() is None and _get_tracing_state() is None)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
@@ -265,7 +274,8 @@ class Observer(TorchFunctionMode):
         category = refined(category, op, len(used), len(others))
         if op == "mul" and module is None:
             self._report(loss_scale(sys._getframe(2)))
-        producers, source = self._producers(others, module, category)
+        carried = category in STATEFUL and bool(args) and any(t is args[0] for t, _ in others)
+        producers, source = self._producers([(t, m) for t, m in others if not carried or m is not None or t is args[0]], module, category)
         node, new = self.graph.node(module, op, category)
         if new or not node.producers:
             node.producers = producers
@@ -391,4 +401,4 @@ class Observer(TorchFunctionMode):
             node.activity.add(value, self.before_update, self.collector, self.exact)
         for each in values if node.category == "recurrent" else values[:1]:
             if each.requires_grad and (made_by := each.grad_fn) is not None:
-                made_by.register_prehook(GradientHook(self, node, each.output_nr))
+                GradientHook(self, node, each.output_nr).attach(made_by)

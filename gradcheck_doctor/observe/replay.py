@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from gradcheck_doctor.observe.collector import Layout
+    from gradcheck_doctor.observe.gradient_hook import GradientHook
     from gradcheck_doctor.observe.graph import Graph, Node
 
 LIMIT = 60_000         # calls kept; a model whose calls are new on every step is analysed on every step
@@ -22,8 +24,8 @@ ANY, OUTSIDE = -2, -1  # who made the first argument: not compared, nobody we sa
 class Call:
     """One call of a torch function in one place of the pass."""
 
-    __slots__ = ("companion", "dtype", "external", "following", "func", "hooks", "inplace", "kind", "made_by", "measured", "module", "node", "ordinal",
-                 "outputs", "quick", "weight")
+    __slots__ = ("companion", "dtype", "external", "following", "func", "hooks", "inplace", "kind", "layout", "made_by", "measured", "module", "named", "node",
+                 "ordinal", "outputs", "quick", "weight")
 
     def __init__(self, func: Callable[..., Any] | None, module: nn.Module | None, node: Node | None) -> None:
         self.func, self.module, self.node = func, module, node
@@ -35,9 +37,11 @@ class Call:
         self.measured = self.inplace = self.companion = False
         self.outputs = 0                        # length of the tuple it returns, 0 for a tensor
         self.dtype: torch.dtype | None = None
+        self.named: str | None = None           # the dtype's name, None for the usual one
+        self.layout: Layout | None = None       # how its output was sampled last time
         self.kind: tuple[int, str] = (0, "")    # what its ordinal counts, and what it is after this call
         self.ordinal = 0
-        self.hooks: list[Any] = []              # they take the gradients of its outputs
+        self.hooks: list[GradientHook] = []              # they take the gradients of its outputs
 
     def fits(self, args: tuple[Any, ...], graph: Graph) -> bool:
         """The arguments come from where they came before."""
@@ -50,11 +54,14 @@ class Call:
         maker = graph.maker(args[0])
         return maker == self.made_by if self.made_by != OUTSIDE else maker is None
 
-    def hook_at(self, place: int) -> Any:
+    def hook_at(self, place: int) -> GradientHook | None:
         """The hook for output number `place` of the autograd node, None when there is none yet."""
-        return next((hook for hook in self.hooks if hook.place == place), None)
+        for hook in self.hooks:
+            if hook.place == place:
+                return hook
+        return None
 
-    def hooked(self, hook: Any) -> Any:
+    def hooked(self, hook: GradientHook) -> GradientHook:
         self.hooks.append(hook)
         return hook
 

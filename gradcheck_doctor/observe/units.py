@@ -37,23 +37,29 @@ class UnitActivity:
         self._window: Seen | None = None
         self._steps = 0                                     # taken into the window
         self._silent: Tensor | None = None                  # units that the window's first step did not show above 0; None: look at all
-        self._loudest: Tensor | None = None                 # their largest value since
+        self._loudest: Tensor | None = None                 # their largest value since, or that of all units
 
     def add(self, output: Tensor, before_update: bool, collector: Collector, exact: bool = True) -> None:
         """Take in one output, without `exact` at most about `FEW` samples of it; its numbers arrive when the collector finishes the step, or at once."""
         if output.dim() < 2:
             return
-        value = output.detach() if output.requires_grad and torch.is_grad_enabled() else output
-        value = value if exact else _few(value, self.axis)
-        units = value.shape[self.axis]
-        samples, near = value.numel() // units, at_hand(value)
+        units = output.shape[self.axis]
         if self._steps >= WINDOW or self._steps >= SHORTEST and self._window is not None and self._window[2] >= ENOUGH:
             self._close()
+        silent = self._silent if self._window is not None and len(self._window[0]) == units and not before_update else None
+        if silent is not None and not len(silent) and self._window is not None:     # nothing left to find out in this window
+            seen = output.numel() // units
+            self._window = (*self._window[:2], self._window[2] + (seen if exact else min(seen, FEW)))
+            self._steps += 1
+            return
+        value = output.detach() if output.requires_grad and torch.is_grad_enabled() else output
+        value = value if exact else _few(value, self.axis)
+        samples, near = value.numel() // units, at_hand(value)
         if self.bounds is not None:
             lower, upper = self.bounds
             numbers = _over_samples(((value <= lower) | (value >= upper)).float(), self.axis, torch.sum).expand(2, units)
-        elif self._silent is not None and self._window is not None and len(self._window[0]) == units and not before_update:
-            self._again(value, self._silent)
+        elif silent is not None and self._window is not None:
+            self._again(value, silent)
             self._window = (*self._window[:2], self._window[2] + samples)
             self._steps += 1
             return
@@ -63,13 +69,9 @@ class UnitActivity:
 
     def _again(self, value: Tensor, silent: Tensor) -> None:
         """A later step of the window: only the units that were silent so far. Where they are many, reading all of them is faster than picking."""
-        if not len(silent):
-            return
-        if len(silent) * 8 > value.shape[self.axis]:
-            loudest = _over_samples(value, self.axis, torch.amax)[silent]
-        else:
-            loudest = _over_samples(value.index_select(self.axis, silent), self.axis, torch.amax)
-        self._loudest = loudest if self._loudest is None else torch.maximum(self._loudest, loudest)
+        picked = value if len(silent) * 8 > value.shape[self.axis] else value.index_select(self.axis, silent)
+        loudest = _over_samples(picked, self.axis, torch.amax)
+        self._loudest = loudest if self._loudest is None else torch.maximum(self._loudest, loudest, out=self._loudest)
 
     def _take(self, seen: Seen, before_update: bool, near: bool) -> None:
         """`seen`: largest and smallest value of each unit, or twice the number of samples on which it is saturated."""
@@ -90,7 +92,8 @@ class UnitActivity:
         if self._window is None or self._loudest is None or self._silent is None:
             return self._window
         high, low, samples = self._window
-        return high.index_copy(0, self._silent, torch.maximum(high[self._silent], self._loudest.float())), low, samples
+        loudest = self._loudest if len(self._loudest) == len(self._silent) else self._loudest[self._silent]
+        return high.index_copy(0, self._silent, torch.maximum(high[self._silent], loudest.float())), low, samples
 
     def _close(self) -> None:
         """The window is full: the next step begins another."""

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gradcheck_doctor.observe.collector import to_host
+from gradcheck_doctor.observe.collector import HALF, to_host
 from gradcheck_doctor.records.recording import ParameterStep
 
 BLOCKS, BLOCK = 64, 16 # of each parameter that many elements are compared, in blocks that are each read at once
+_BLOCKS = (BLOCKS, BLOCK)
 SAMPLE = BLOCKS * BLOCK
 SMALL = 4096           # elements of a gradient that is read as a whole
 FEWEST = 64            # elements other than 0 that a sampled gradient must have
@@ -60,7 +61,7 @@ class GradientSample:
         self._keys: tuple[int, ...] = ()                            # ids of the parameters, one for each row of the table
         self._table = torch.empty(0)                                # the samples of the last call
         self._rows: list[Tensor] = []
-        self._whole: set[int] = set()                               # ids of gradients that are 0 at nearly all elements (an embedding's)
+        self._sampled: dict[int, bool] = {}                         # by id of the parameter; False: its whole gradient is read
 
     def norms(self, parameters: Iterable[Tensor], full: bool) -> dict[int, float | None]:
         """As `gradient_norms`; with `full` also find out which gradients a sample says little of."""
@@ -69,20 +70,23 @@ class GradientSample:
         views: list[Tensor] = []
         whole: list[Tensor] = []
         for parameter in parameters:
-            gradient, key = parameter.grad, id(parameter)
+            gradient = parameter.grad
             if gradient is None:
-                result[key] = None
-            elif (type(gradient) is not Tensor or gradient.numel() <= SMALL or key in self._whole or gradient.dtype is not torch.float32
-                    or not gradient.is_cpu or not gradient.is_contiguous()):
-                whole.append(parameter)
-            else:
+                result[id(parameter)] = None
+                continue
+            sampled = self._sampled.get(id(parameter))
+            if sampled is None:
+                sampled = self._sampled[id(parameter)] = _samples_well(gradient)
+            if sampled and (count := gradient.numel()) > SMALL and gradient.is_contiguous():
                 chosen.append(parameter)
-                views.append(_pick(gradient))
+                views.append((gradient.detach() if gradient.requires_grad else gradient).as_strided(_BLOCKS, (count // BLOCKS - BLOCK - 1, 1)))
+            else:
+                whole.append(parameter)
         if views:
             norms, zeros = self._numbers(tuple(map(id, chosen)), views, full)
             for i, parameter in enumerate(chosen):
                 if not math.isfinite(norms[i]) or norms[i] == 0.0 or zeros and zeros[i] > SAMPLE - FEWEST:
-                    self._whole.add(id(parameter))
+                    self._sampled[id(parameter)] = False
                     whole.append(parameter)
                 else:
                     result[id(parameter)] = norms[i] * math.sqrt(parameter.numel() / SAMPLE)
@@ -114,6 +118,12 @@ def left_over(parameter: Tensor) -> bool:
     return parameter.grad is not None and not parameter.grad.is_sparse and bool(_pick(parameter.grad).any())
 
 
+def _samples_well(gradient: Tensor) -> bool:
+    """Large, and of the usual kind: one that is 0 at nearly all elements (an embedding's) is found out when it is sampled."""
+    return (type(gradient) is Tensor and gradient.layout is torch.strided and gradient.numel() > SMALL and gradient.dtype is torch.float32
+            and gradient.is_cpu)
+
+
 def _pick(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` elements, in evenly spaced blocks that lie in one line of cache each; a view where the layout allows.
 
@@ -122,7 +132,7 @@ def _pick(tensor: Tensor) -> Tensor:
     value = local(tensor.detach() if tensor.requires_grad else tensor)
     count = value.numel()
     if count > SAMPLE and value.is_contiguous():
-        return value.as_strided((BLOCKS, BLOCK), (max(BLOCK, count // BLOCKS - BLOCK - 1), 1))
+        return value.as_strided(_BLOCKS, (max(BLOCK, count // BLOCKS - BLOCK - 1), 1))
     flat = value.reshape(-1)
     return flat[:: count // SAMPLE][:SAMPLE] if count > SAMPLE else flat
 
@@ -144,17 +154,16 @@ class Updates:
         if places != self._places:
             kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for parameter in chosen:
-                dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-                kinds.setdefault((parameter.device, dtype), []).append(parameter)
+                kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
             self._places, self._kinds = places, [_Kind(members, *kind) for kind, members in kinds.items()]
         for kind in self._kinds:
             torch._foreach_copy_(kind.old_rows, kind.views)
 
-    def finish(self, step: int, norms: dict[int, float | None], scale: float, full: bool = True) -> dict[int, ParameterStep]:
-        """One `ParameterStep` for each parameter; gradients divided by the loss `scale`; updates lost to rounding only with `full`."""
+    def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
+        """One `ParameterStep` for each parameter; gradients divided by the loss `scale`; updates lost to rounding in half precision only."""
         if not self._kinds:
             return {}
-        rows = [row for table in to_host([kind.compared(full) for kind in self._kinds]) for row in table.tolist()]
+        rows = [row for table in to_host([kind.compared() for kind in self._kinds]) for row in table.tolist()]
         seen = [p for kind in self._kinds for p in kind.members]
         return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, rows, strict=True)}
 
@@ -166,8 +175,9 @@ def _where(parameters: list[Tensor]) -> list[tuple[int, int]]:
 class _Kind:
     """Parameters of one device and one precision: tables with one row each, filled up with zeros."""
 
-    def __init__(self, members: list[Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        self.members = members
+    def __init__(self, members: list[Tensor], device: torch.device, precision: torch.dtype) -> None:
+        self.members, self.half = members, precision in HALF
+        dtype = torch.float64 if precision == torch.float64 else torch.float32
         self.places = _where(members)
         self.views = [_pick(p) for p in members]
         sizes = [v.numel() for v in self.views]
@@ -176,8 +186,8 @@ class _Kind:
             [row[:n].view(v.shape) for row, n, v in zip(table.unbind(0), sizes, self.views, strict=True)] for table in self.tables]
         self.roots = torch.tensor(sizes, device=device, dtype=dtype).sqrt()
 
-    def compared(self, full: bool) -> Tensor:
-        """rms before, rms of the change and, with `full`, updates lost to rounding and updates wanted; (parameters, 2 or 4).
+    def compared(self) -> Tensor:
+        """rms before, rms of the change and, in half precision, updates lost to rounding and updates wanted; (parameters, 2 or 4).
 
         An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
         """
@@ -185,7 +195,7 @@ class _Kind:
         torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [_pick(p) for p in self.members])
         change -= old
         sizes = torch.linalg.vector_norm(self.tables, dim=2).div_(self.roots)                   # before, change
-        if not full:
+        if not self.half:
             return sizes.T
         gradient = torch.zeros_like(old)
         rows = [row[:v.numel()].view(v.shape) for row, v in zip(gradient.unbind(0), self.views, strict=True)]

@@ -265,8 +265,9 @@ class Monitor:
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
                 with torch._C.DisableTorchFunction():
-                    self._updates = known.updates
-                    self._updates.before(known.parameters())
+                    if self.observer.full:
+                        self._updates = known.updates
+                        self._updates.before(known.parameters())
                     if not self._norms and self._backwards:
                         self._after_backward()
         except Exception as error:
@@ -299,7 +300,7 @@ class Monitor:
         stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
         if observed:
             if self._updates is not None:
-                for key, row in self._updates.finish(self.step, self._norms, self._scale, self.observer.full).items():
+                for key, row in self._updates.finish(self.step, self._norms, self._scale).items():
                     self.parameter_steps.setdefault(key, []).append(row)
             add_rows(self.parameter_steps, self._norms, self.step, self._scale)
             self.observer.finish_step()

@@ -61,10 +61,11 @@ def test_the_sample_stays_inside_its_tensor_and_turns():
     for shape in [(300, 70), (2, 9001), (9, 6, 17, 19), (5000,), (129, 513), (4, 64, 384), (64, 1025), (1, 1100), (16, 80, 13), (1200, 1), (70, 15)]:
         value = torch.arange(math.prod(shape)).view(shape)
         plan, features = plan_of(shape, 1024), math.prod(shape[1:])
-        layout = Collector(1024)._learn(value)
+        layout = Collector(1024).layout(value)
         seen = set()
         for turn in range(200):
-            sample = torch.take(value, layout.at(turn))
+            layout.to(turn)
+            sample = torch.take(value, layout.index)
             assert sample.shape == (plan.rows, plan.columns) and len(sample.unique()) == sample.numel() <= 1024
             assert ((sample // features) == (sample[:, :1] // features)).all()
             seen.update(sample.flatten().tolist())

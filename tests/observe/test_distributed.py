@@ -46,7 +46,7 @@ def alone(make, steps, watched=True):
 def test_losses_weights_and_randomness_are_bitwise_the_same_on_each_rank(ranks, wrap):
     assert [r["identity"][wrap][0] for r in ranks] == [True, True]
     recording = ranks[0]["identity"][wrap][1].recording
-    assert recording.blind_spots == () and len(recording.operations) == 9 + 1 and recording.probe["ranks"] == "2 of 2"
+    assert recording.blind_spots == () and len(recording.operations) == 7 + 1 and recording.probe["ranks"] == "2 of 2"
 
 
 def test_gradient_accumulation_without_sync_is_the_same_too(ranks):

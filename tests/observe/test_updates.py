@@ -40,8 +40,8 @@ def test_rounded_away_updates_are_counted():
 
 
 def test_without_a_gradient_nothing_was_wanted_and_a_stale_row_does_not_stay():
-    weight, updates = nn.Parameter(torch.ones(10)), Updates()
-    for gradient in (torch.ones(10), None):
+    weight, updates = nn.Parameter(torch.ones(10, dtype=torch.bfloat16)), Updates()
+    for gradient in (torch.ones_like(weight), None):
         updates.before([weight])
         weight.grad = gradient
         row = updates.finish(0, {}, 1.0)[id(weight)]
