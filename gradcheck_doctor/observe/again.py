@@ -16,69 +16,72 @@ if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
 
 KEPT_INPUTS = 4        # batches of each input that are looked at feature by feature
-FULL = 40_000          # tensors measured between two optimizer steps, at most
 #: Between two steps seen in full these are told by the layers around them.
 COMPANIONS = frozenset({"activation", "norm", "attention", "pool", "scale"})
 
 
-def repeats(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -> bool:
-    """Whether what came out is of the kind that came out before, so that it can be measured without being analysed."""
-    if call.node is None:
-        return bool(args) and output is args[0]                 # nothing new then, nothing new now
-    first = output
+def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -> bool:
+    """Measure the output of a call that seems to be a known one, as the first analysis did. False when what came out is of another kind."""
+    node, first = call.node, output
+    if node is None:                                            # nothing new then, nothing new now
+        if not args or output is not args[0]:
+            return False
+        observer.tree.here = call
+        return True
     if call.outputs:
         if type(output) is not tuple or len(output) != call.outputs or any(type(o) is not Tensor for o in output):
             return False
         first = output[0]
-    if type(first) is not Tensor or first.dtype is not call.dtype or first.is_sparse or first.is_meta or len(observer._pending) > FULL:
+    if type(first) is not Tensor or first.dtype is not call.dtype or not call.inplace and args and output is args[0]:
         return False
-    if first.numel() == 0 or not call.inplace and args and output is args[0]:
-        return False
-    return call.external is None or len(observer.input_tensors.get(call.external.index, ())) >= KEPT_INPUTS
-
-
-def measure_again(observer: Observer, call: Call, node: Node, args: tuple[Any, ...], output: Any) -> None:
-    """Take the statistics of the output of `node` and hook its gradient, as the first analysis did."""
     graph = observer.graph
     if call.external is not None:
-        value = args[0]
-        graph.ordinal(call.external.module, "input", call.external.ordinal + 1)
-        graph.bind(value, call.external.index)
-        if observer.full and value.is_floating_point() and type(value) is Tensor and value.numel():
-            observer._pending.append((call.external.forward, observer.collector.put(value.detach(), observer.exact)))
+        if len(observer.input_tensors.get(call.external.index, ())) < KEPT_INPUTS:
+            return False
+        _came_again(observer, call.external, args[0])
+    observer.tree.here = call
     graph._ordinals[call.kind] = call.ordinal
-    node.last_pass = observer.pass_number
-    if call.outputs:
+    graph.bind(first, node.index)
+    if call.measured:
+        if call.outputs:
+            for value in output:
+                graph.bind(value, node.index)
+        if observer.full or not call.companion or node.guarded:
+            _measure_again(observer, call, node, first)
+            for value in output if node.category == "recurrent" and call.outputs else (first,):
+                if value.requires_grad and (made_by := value.grad_fn) is not None:
+                    place = value.output_nr
+                    (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
+        elif node.activity is not None and first.numel():
+            node.activity.add(first, observer.before_update, observer.collector, observer.exact)
+    elif call.outputs:
         for value in output:
             graph.bind(value, node.index)
-        first = output[0]
-    else:
-        first = output
-        graph.bind(first, node.index)
-    if not call.measured:
-        return
-    seen = observer.full or not call.companion or node.guarded
-    if not seen and node.activity is None:
-        return
+    return True
+
+
+def _came_again(observer: Observer, node: Node, value: Tensor) -> None:
+    """An input of the model, known from earlier passes."""
+    observer.graph.ordinal(node.module, "input", node.ordinal + 1)
+    observer.graph.bind(value, node.index)
+    if observer.full and value.is_floating_point() and type(value) is Tensor and value.numel():
+        observer.pending.append((node.forward, observer.collector.put(value.detach(), observer.exact)))
+
+
+def _measure_again(observer: Observer, call: Call, node: Node, value: Tensor) -> None:
+    """Of several passes on one step the first counts."""
+    cell = call.cell
+    row = cell.row
     torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
     try:
-        if seen:
-            layout = call.layout
-            if layout is None or not layout.fits(first):
-                layout = call.layout = observer.collector.layout(first)
-            observer._pending.append((node.forward, observer.collector.put(first, observer.exact, layout)))
-        if node.activity is not None:
-            node.activity.add(first, observer.before_update, observer.collector, observer.exact)
+        if row is None and cell.place < 0 or row is not None and not cell.taken(value, row):
+            observer.take(cell, value)
+        if node.activity is not None and value.numel():
+            node.activity.add(value, observer.before_update, observer.collector, observer.exact)
     finally:
         torch._C._set_grad_enabled(True)
-    if not seen:
-        return
     if call.named is not None:
         node.dtypes[observer.step] = call.named
-    for value in output if node.category == "recurrent" and call.outputs else (first,):
-        if value.requires_grad and (made_by := value.grad_fn) is not None:
-            place = value.output_nr
-            (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
 
 
 def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor, int | None]], output: Any, inplace: bool, measured: bool) -> Call:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,8 +111,39 @@ class Layout:
 
 
 #: Where the numbers of one tensor are: ((number of its buffer, elements, the sample is the tensor), row, place of its sum of squares among the
-#: exact numbers or -1 (least and largest follow it), the sum of squares itself where it cost nothing to read, nan where the sample says it).
-_Place = tuple[tuple[int, int, bool], int, int, float]
+#: exact numbers or -1 (least and largest follow it), the sum of squares itself where it cost nothing to read, nan where the sample says it, the batch).
+_Place = tuple[tuple[int, int, bool], int, int, float, "_Batch"]
+
+
+class Cell:
+    """A value that comes on each step: where its sample goes this time. All are prepared at once, so that little is left to do when the value comes,
+    with caches that a large product has just emptied."""
+
+    __slots__ = ("count", "index", "layout", "place", "row", "series")
+
+    def __init__(self, series: Any) -> None:
+        self.series = series                    # where its summaries are kept
+        self.layout: Layout | None = None       # None: each time it is looked up how to sample it
+        self.count = -1                         # elements
+        self.index: Any = None
+        self.row: Tensor | None = None          # None: not prepared, or taken already
+        self.place = -1                         # of its summary on this step, -1: not prepared
+
+    def learn(self, layout: Layout, value: Tensor) -> None:
+        """`value` is like those that will come."""
+        self.layout = layout if value.dtype is torch.float32 else None
+        self.count, self.index = value.numel(), layout.index
+
+    def taken(self, value: Tensor, row: Tensor) -> bool:
+        """Take the sample of `value` into the row that was prepared; False when it is not like those before."""
+        if value.numel() != self.count:
+            return False
+        try:
+            torch.take(value, self.index, out=row)
+        except RuntimeError:                    # on another device, of another kind
+            return False
+        self.row = None
+        return True
 
 
 class _Batch:
@@ -128,14 +159,15 @@ class _Batch:
 class Sheet:
     """The tensors of one step; a summary is made when it is asked for."""
 
-    def __init__(self, places: list[_Place], batch: _Batch) -> None:
-        self._places, self._batch = places, batch
+    def __init__(self, places: list[_Place]) -> None:
+        self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Summary:
-        batch, place = self._batch, self._places[index]
+        place = self._places[index]
+        batch = place[4]
         if not batch.ready:
             batch.collector.flush()
         return _summary(place, batch.rows[place[0][0]][place[1]], batch.exact)
@@ -156,6 +188,7 @@ class Collector:
         self._exact: list[Tensor] = []
         self._also: list[tuple[Tensor, Callable[[Tensor], None]]] = []
         self._batch = _Batch(self)
+        self._cells: list[Cell] = []    # prepared for this step
         self._waiting = 0               # steps whose numbers are not computed yet
 
     def layout(self, value: Tensor) -> Layout:
@@ -196,8 +229,26 @@ class Collector:
             if not math.isfinite(total):
                 self._exact += [squares, value.amin(), value.amax()]
                 place, total = len(self._exact) - 3, math.nan
-        self._places.append((layout.facts, number, place, total))
+        self._places.append((layout.facts, number, place, total, self._batch))
         return len(self._places) - 1
+
+    def prepare(self, cells: list[Cell]) -> None:
+        """Make room for the samples of these values; whoever meets one takes it into `row` at `index`, and makes `row` None."""
+        places, batch = self._places, self._batch
+        for cell in cells:
+            layout = cell.layout
+            if layout is not None and layout.shape is not None:
+                if layout.turn != self.rotation:
+                    layout.to(self.rotation)
+                cell.row, cell.place = layout.group.next(), len(places)
+                places.append((layout.facts, layout.group.used - 1, -1, math.nan, batch))
+        self._cells = cells
+
+    def withdraw(self) -> None:
+        """Prepared values that have not come will not be taken any more."""
+        for cell in self._cells:
+            if cell.row is not None:
+                cell.row, cell.place = None, -1
 
     def ask(self, numbers: Tensor, receive: Callable[[Tensor], None]) -> None:
         """Bring `numbers` to the host with the rest of the step."""
@@ -205,7 +256,8 @@ class Collector:
 
     def finish(self, later: bool = False) -> Sheet:
         """Everything put since the last call; forgets the tensors. With `later` the numbers may wait for those of the next steps."""
-        sheet = Sheet(self._places, self._batch)
+        self.withdraw()
+        sheet = Sheet(self._places)
         self._places = []
         self._waiting += 1
         self.rotation += 1
@@ -216,7 +268,8 @@ class Collector:
         return sheet
 
     def flush(self) -> None:
-        """Compute what waits, and bring it to the host in one copy."""
+        """Compute what waits, and bring it to the host in one copy. In the middle of a step, too."""
+        self.withdraw()
         groups = [group for group in self._groups.values() if group.used]
         if groups or self._also:
             tables = [_statistics(group.take()) for group in groups]
@@ -287,7 +340,7 @@ def _statistics(stacked: Tensor) -> Tensor:
 
 def _summary(place: _Place, row: list[float], numbers: list[float]) -> Summary:
     mean, variance, zeros, between, low, high = row
-    (_, count, whole), _, exact, total = place
+    (_, count, whole), _, exact, total, _ = place
     if exact >= 0:
         total, low, high = numbers[exact: exact + 3]
     mean_square = total / count if math.isfinite(total) else variance + mean * mean

@@ -16,6 +16,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.summaries import Summary
 
 LIMIT = 20_000        # operations kept of one model
+FULL = 40_000         # tensors measured between two optimizer steps, at most
 
 
 class Series(dict[int, Summary]):
@@ -66,7 +67,6 @@ class Node:
     gradient: Series = field(default_factory=lambda: Series(largest=True))
     dtypes: dict[int, str] = field(default_factory=dict)
     over_time: list[torch.Tensor] = field(default_factory=list)       # rms of the gradient at each time step, one row a pass
-    last_pass: int = -1
     guarded: bool = False                     # an operation with a limited domain takes it: its least and largest value are wanted on every observed step
 
     def observed(self, since: int = -1) -> tuple[Observed, ...]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradcheck_doctor.observe.collector import Cell
+
 if TYPE_CHECKING:
-    from gradcheck_doctor.observe.collector import Layout
     from gradcheck_doctor.observe.gradient_hook import GradientHook
     from gradcheck_doctor.observe.graph import Graph, Node
 
@@ -24,7 +25,7 @@ ANY, OUTSIDE = -2, -1  # who made the first argument: not compared, nobody we sa
 class Call:
     """One call of a torch function in one place of the pass."""
 
-    __slots__ = ("companion", "dtype", "external", "following", "func", "hooks", "inplace", "kind", "layout", "made_by", "measured", "module", "named", "node",
+    __slots__ = ("cell", "companion", "dtype", "external", "following", "func", "hooks", "inplace", "kind", "made_by", "measured", "module", "named", "node",
                  "ordinal", "outputs", "quick", "weight")
 
     def __init__(self, func: Callable[..., Any] | None, module: nn.Module | None, node: Node | None) -> None:
@@ -38,7 +39,7 @@ class Call:
         self.outputs = 0                        # length of the tuple it returns, 0 for a tensor
         self.dtype: torch.dtype | None = None
         self.named: str | None = None           # the dtype's name, None for the usual one
-        self.layout: Layout | None = None       # how its output was sampled last time
+        self.cell = Cell(None if node is None else node.forward)
         self.kind: tuple[int, str] = (0, "")    # what its ordinal counts, and what it is after this call
         self.ordinal = 0
         self.hooks: list[GradientHook] = []              # they take the gradients of its outputs
@@ -54,10 +55,10 @@ class Call:
         maker = graph.maker(args[0])
         return maker == self.made_by if self.made_by != OUTSIDE else maker is None
 
-    def hook_at(self, place: int) -> GradientHook | None:
-        """The hook for output number `place` of the autograd node, None when there is none yet."""
+    def hook_at(self, output: int) -> GradientHook | None:
+        """The hook for output number `output` of the autograd node, None when there is none yet."""
         for hook in self.hooks:
-            if hook.place == place:
+            if hook.output == output:
                 return hook
         return None
 

@@ -195,7 +195,7 @@ class Monitor:
                     self._light = list(torch._foreach_norm(gradients))
                 self.schedule.norm_taken(self.observer.clock() - light)
         except Exception as error:
-            self.observer._fail(error)
+            self.observer.fail(error)
         self.observer.seconds += self.observer.clock() - start
 
     def _scaled_by(self, scale: float) -> None:
@@ -271,7 +271,7 @@ class Monitor:
                     if not self._norms and self._backwards:
                         self._after_backward()
         except Exception as error:
-            self.observer._fail(error)
+            self.observer.fail(error)
         self.observer.seconds += self.observer.clock() - start
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -285,7 +285,7 @@ class Monitor:
             start = self.observer.clock()
             self._open_window()
         except Exception as error:
-            self.observer._fail(error)
+            self.observer.fail(error)
             self.observer.close()
         self.observer.seconds += self.observer.clock() - start
         if self.on_step is not None:
@@ -397,4 +397,4 @@ class Monitor:
         try:
             self.gathered()
         except Exception as error:
-            self.observer._fail(error)
+            self.observer.fail(error)
