@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
 
 KEPT_INPUTS = 4        # batches of each input that are looked at feature by feature
-#: Between two steps seen in full these are told by the layers around them.
+#: Between two steps seen in full the gradients of these are told by the layers around them.
 COMPANIONS = frozenset({"activation", "norm", "attention", "pool", "scale"})
 
 
@@ -41,22 +41,19 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
         _came_again(observer, call.external, args[0])
     observer.tree.here = call
     graph._ordinals[call.kind] = call.ordinal
-    graph.bind(first, node.index)
-    if call.measured:
-        if call.outputs:
-            for value in output:
-                graph.bind(value, node.index)
-        if observer.full or not call.companion or node.guarded:
-            _measure_again(observer, call, node, first)
-            for value in output if node.category == "recurrent" and call.outputs else (first,):
-                if value.requires_grad and (made_by := value.grad_fn) is not None:
-                    place = value.output_nr
-                    (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
-        elif node.activity is not None and first.numel():
-            node.activity.add(first, observer.before_update, observer.collector, observer.exact)
-    elif call.outputs:
-        for value in output:
-            graph.bind(value, node.index)
+    for value in output if call.outputs else (output,):
+        graph.bind(value, node.index)
+    if not call.measured:
+        return True
+    if observer.full or node.guarded or call.named is not None:
+        _measure_again(observer, call, node, first)
+    elif node.activity is not None and first.numel():
+        node.activity.add(first, observer.before_update, observer.collector, observer.exact)
+    if observer.full or not call.companion:
+        for value in output if node.category == "recurrent" and call.outputs else (first,):
+            if value.requires_grad and (made_by := value.grad_fn) is not None:
+                place = value.output_nr
+                (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
     return True
 
 

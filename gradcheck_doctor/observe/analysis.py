@@ -15,11 +15,9 @@ from gradcheck_doctor.observe.graph import FULL, Node, gather
 from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.names import CATEGORY, FRAGILE, dtype_name, plain_attributes, refined
 from gradcheck_doctor.observe.norm_input import note_first_norm
-from gradcheck_doctor.observe.provenance import user_frame, user_span
 from gradcheck_doctor.observe.replay import Call
 from gradcheck_doctor.observe.through_time import watch_input
 from gradcheck_doctor.observe.units import RELU_LIKE, SATURATION, UnitActivity
-from gradcheck_doctor.records.sites import Span
 
 if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
@@ -128,7 +126,7 @@ def _describe(observer: Observer, node: Node, func: Any, args: Any, kwargs: Any,
     node.parameters = used
     node.shape, node.requires_grad = tuple(value.shape), value.requires_grad
     node.input_shapes = tuple(tuple(t.shape) for t in inputs)
-    node.span = _span(observer)
+    node.span = observer.span_at(sys._getframe(3))
     if node.span is None and node.category == "loss" and node.module is not None and observer.log is not None:
         node.span = observer.log.spans.get(node.module)             # `loss_fn = nn.MSELoss()`, called by the probe
     if node.op in ("add", "sub") and len(node.producers) == 2:
@@ -136,17 +134,6 @@ def _describe(observer: Observer, node: Node, func: Any, args: Any, kwargs: Any,
         node.attributes["residual"] = first in observer.graph.ancestors(second) or second in observer.graph.ancestors(first)
     if node.op in SATURATION or node.op in RELU_LIKE:
         node.activity = UnitActivity(node.op, _unit_axis(observer, node, value))
-
-
-def _span(observer: Observer) -> Span | None:
-    """The user's expression that made this call; positions are looked up once a call site."""
-    frame = user_frame(sys._getframe(3))
-    if frame is None:
-        return None
-    key = (frame.f_code, frame.f_lasti)
-    if key not in observer.spans:
-        observer.spans[key] = user_span(frame)
-    return observer.spans[key]
 
 
 def _unit_axis(observer: Observer, node: Node, value: Tensor) -> int:

@@ -76,7 +76,7 @@ def call_seconds() -> float:
             value.detach()
         return perf_counter() - start
 
-    plain = min(calls() for _ in range(5))
+    plain = min(calls() for _ in range(20))
     with Nothing():
-        seen = min(calls() for _ in range(5))
+        seen = min(calls() for _ in range(20))
     return max(0.0, (seen - plain) / 20)

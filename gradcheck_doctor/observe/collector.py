@@ -272,7 +272,7 @@ class Collector:
         self.withdraw()
         groups = [group for group in self._groups.values() if group.used]
         if groups or self._also:
-            tables = [_statistics(group.take()) for group in groups]
+            tables = _statistics([group.take() for group in groups])
             exact = [torch.stack([e if e.dtype == torch.float32 else e.float() for e in self._exact])] if _alike(self._exact) else self._exact
             host = to_host([*tables, *exact, *(numbers for numbers, _ in self._also)])
             self._batch.rows = {group.number: table.tolist() for group, table in zip(groups, host, strict=False)}
@@ -321,21 +321,45 @@ def to_host(tensors: list[Tensor]) -> list[Tensor]:
     return [result[i] for i in range(len(tensors))]
 
 
-def _statistics(stacked: Tensor) -> Tensor:
-    """mean, variance, zero share, variance over samples, least and largest of each sample; (tensors, 6).
+def _statistics(stacks: list[Tensor]) -> list[Tensor]:
+    """mean, variance, zero share, variance over samples, least and largest of each sample; (tensors, 6) for each stack of equally shaped samples.
 
-    Centred sums instead of torch.var, and comparisons into floats: both many times faster on a CPU.
+    Samples of one size go together, however they are shaped: with tables this small it is the number of operations that counts.
     """
-    flat = stacked.flatten(1)
+    kinds: dict[tuple[torch.device, int], list[int]] = {}
+    for i, stack in enumerate(stacks):
+        kinds.setdefault((stack.device, stack[0].numel()), []).append(i)
+    tables: list[Tensor] = [torch.empty(0)] * len(stacks)
+    for (_, size), members in kinds.items():
+        counts = [len(stacks[i]) for i in members]
+        flat = torch.cat([stacks[i].flatten(1) for i in members]) if len(members) > 1 else stacks[members[0]].flatten(1)
+        numbers = _of_samples(flat) if size > 1 else _of_numbers(flat)
+        for i, part in zip(members, numbers.split(counts), strict=True):
+            if stacks[i].shape[1] > 1:
+                part[:, 3] = _between(stacks[i])
+            tables[i] = part
+    return tables
+
+
+def _of_samples(flat: Tensor) -> Tensor:
+    """Centred sums instead of torch.var, and comparisons into floats: both many times faster on a CPU."""
     mean = flat.mean(1)
-    centred = (flat - mean.unsqueeze(1)).square_()
-    variance = centred.mean(1)
-    if stacked.shape[1] > 1:
-        between = torch.sub(stacked, stacked.mean(dim=1, keepdim=True), out=centred.view(stacked.shape)).square_().flatten(1).mean(1)
-    else:
-        between = torch.full_like(mean, math.nan)
-    zeros = torch.eq(flat, 0.0, out=centred).mean(1)
-    return torch.stack([mean, variance, zeros, between, flat.amin(1), flat.amax(1)], dim=1)
+    work = torch.sub(flat, mean.unsqueeze(1))
+    variance = work.square_().mean(1)
+    zeros = torch.eq(flat, 0.0, out=work).mean(1)
+    return torch.stack([mean, variance, zeros, torch.full_like(mean, math.nan), flat.amin(1), flat.amax(1)], dim=1)
+
+
+def _of_numbers(flat: Tensor) -> Tensor:
+    """Each sample is one number."""
+    value = flat.squeeze(1)
+    nothing = torch.zeros_like(value)
+    return torch.stack([value, nothing, (value == 0.0).float(), nothing + math.nan, value, value], dim=1)
+
+
+def _between(stack: Tensor) -> Tensor:
+    """Mean over the features of the variance over the samples; stack is (tensors, samples, features)."""
+    return torch.sub(stack, stack.mean(dim=1, keepdim=True)).square_().flatten(1).mean(1)
 
 
 def _summary(place: _Place, row: list[float], numbers: list[float]) -> Summary:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from gradcheck_doctor.observe.collector import Cell, Collector
 from gradcheck_doctor.observe.graph import FULL, Graph, Series, gather
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import operation_name
-from gradcheck_doctor.observe.provenance import ConstructionLog
+from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.replay import Call, Tree
 from gradcheck_doctor.observe.scope import Roots, Scope
 from gradcheck_doctor.observe.wrappers import in_sharding
@@ -75,18 +75,32 @@ class Observer(TorchFunctionMode):
         self.seconds = 0.0                      # spent in our own code so far, and how often we were called
         self.calls = 0
         self.dtypes: set[str] = set()
-        self.spans: dict[tuple[CodeType, int], Span | None] = {}
+        self._spans: dict[tuple[CodeType, int], Span | None] = {}
 
     # -- switching on and off -------------------------------------------------------------------------------------------------------
     def open(self) -> None:
-        """Start observing: mode at the bottom of the stack, scope hooks on."""
+        """Start observing: scope hooks on, mode at the bottom of the stack.
+
+        Where every pass so far began inside a module, the mode may wait for the first module that runs: what the loop does before, such as
+        clearing the gradients, then costs nothing.
+        """
         if self.failure is not None:
             return
+        self.active = True
         if not self._on:
+            self.scope.attach()
+            begins = self.tree.root.following
+            if begins and not self.exact and all(call.module is not None for call in begins):
+                self.scope.on_first = self._see
+            else:
+                self._see()
+
+    def _see(self) -> None:
+        self.scope.on_first = None
+        if not self._on:
+            self._on = True
             with modes_lifted():
                 self.__enter__()
-            self.scope.attach()
-        self.active = self._on = True
 
     def rest(self) -> None:
         """See no more of this step, but keep it open: gradients already hooked still count."""
@@ -218,6 +232,16 @@ class Observer(TorchFunctionMode):
             self.fail(error)
         self.seconds += self.clock() - started
         return output
+
+    def span_at(self, frame: FrameType | None) -> Span | None:
+        """The user's expression that `frame` is in, or was called from; positions are looked up once a call site."""
+        frame = user_frame(frame)
+        if frame is None:
+            return None
+        key = (frame.f_code, frame.f_lasti)
+        if key not in self._spans:
+            self._spans[key] = user_span(frame)
+        return self._spans[key]
 
     def report(self, call: tuple[str, Any] | None) -> None:
         try:

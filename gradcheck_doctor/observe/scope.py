@@ -152,6 +152,7 @@ class Scope:
         self.argument_names: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
         self.enabled = True
+        self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
         self._inside: dict[int, Any] = {}
 
@@ -164,6 +165,7 @@ class Scope:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.on_first = None
         self.stack.clear()
         self._inside.clear()
 
@@ -176,6 +178,8 @@ class Scope:
                 self._inside[id(inside)] = None
                 return
             self.roots.meet(module, outermost=not self.stack)
+        if self.on_first is not None:
+            self.on_first()
         stack, calls, key = self.stack, self.roots.calls, id(module)
         stack.append(module)
         calls[key] = calls.get(key, 0) + 1

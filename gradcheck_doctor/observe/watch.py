@@ -175,7 +175,7 @@ class Monitor:
             if self.observer.full:
                 self.book.take(self.observer)
                 self.facts.before_backward(self.observer, loss)
-            self._event("backward", span=user_span(sys._getframe(4)))
+            self._event("backward", span=self.observer.span_at(sys._getframe(4)))
 
     def _after_backward(self) -> None:
         parameters = (p for p, _ in self.book.records.values())

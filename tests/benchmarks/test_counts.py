@@ -51,7 +51,8 @@ def test_idle_steps_have_no_module_hook_and_no_mode():
         idle = not monitor.observer.active
         assert idle == (step + 1 >= 8 and (step + 1) % 10 != 0)
         counted.append(idle)
-        assert (module_hooks(), torch.overrides._len_torch_function_stack()) == ((0, 0) if idle else (2, 1))
+        dense = step + 1 < 8                    # on later steps the mode waits for the first module that runs
+        assert (module_hooks(), torch.overrides._len_torch_function_stack()) == ((0, 0) if idle else (2, 1) if dense else (2, 0))
     assert sum(counted) >= 20
 
 
