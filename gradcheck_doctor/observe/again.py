@@ -88,6 +88,7 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
     call.kind, call.ordinal = (id(call.module), node.op), node.ordinal + 1
     call.measured, call.inplace = measured, inplace
     if node.op in FRAGILE:
+        node.guarded = True
         for maker in node.producers:
             graph.nodes[maker].guarded = True
     first_output = output
