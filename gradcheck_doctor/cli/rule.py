@@ -11,8 +11,6 @@ import click
 @click.option("--format", "format_", type=click.Choice(["text", "json", "markdown"]), default="text")
 def command(rule: str | None, format_: str) -> int:
     """List the rules, or explain one: what it measures, why, its threshold and source, when it is harmless, a sick and a cured example."""
-    from tabulate import tabulate
-
     from gradcheck_doctor.rules.page import examples, markdown
     from gradcheck_doctor.rules.registry import find, rules
 
@@ -25,5 +23,8 @@ def command(rule: str | None, format_: str) -> int:
     elif rule or format_ == "markdown":
         click.echo("\n\n".join(markdown(r, examples(r)) for r in chosen))
     else:
-        click.echo(tabulate([[r.code, r.name, r.summary] for r in chosen], headers=["code", "name", "what it finds"], tablefmt="simple"))
+        lines = [("code", "name", "what it finds"), *((r.code, r.name, r.summary) for r in chosen)]
+        code, name = (max(len(line[i]) for line in lines) for i in (0, 1))
+        for line in lines:
+            click.echo(f"{line[0]:<{code}}  {line[1]:<{name}}  {line[2]}")
     return 0

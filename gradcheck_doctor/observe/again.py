@@ -71,7 +71,7 @@ def _measure_again(observer: Observer, call: Call, node: Node, value: Tensor) ->
     row = cell.row
     torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
     try:
-        if row is None and cell.place < 0 or row is not None and not cell.taken(value, row):
+        if row is None and cell.place < 0 or row is not None and not cell.taken(value, row, observer.collector if observer.exact else None):
             observer.take(cell, value)
         if node.activity is not None and value.numel():
             node.activity.add(value, observer.before_update, observer.collector, observer.exact)

@@ -134,8 +134,8 @@ class Cell:
         self.layout = layout if value.dtype is torch.float32 else None
         self.count, self.index = value.numel(), layout.index
 
-    def taken(self, value: Tensor, row: Tensor) -> bool:
-        """Take the sample of `value` into the row that was prepared; False when it is not like those before."""
+    def taken(self, value: Tensor, row: Tensor, exact: Collector | None) -> bool:
+        """Take the sample of `value` into the row that was prepared, and let `exact` read the rest; False when it is not like those before."""
         if value.numel() != self.count:
             return False
         try:
@@ -143,6 +143,8 @@ class Cell:
         except RuntimeError:                    # on another device, of another kind
             return False
         self.row = None
+        if exact is not None:
+            exact.complete(self, value)
         return True
 
 
@@ -221,16 +223,23 @@ class Collector:
             torch.take(value, layout.index, out=row)
         else:
             row.copy_(torch.take(value, layout.index))
-        place, total = -1, math.nan
-        if (exact or dtype is torch.float16) and not layout.plan.whole:
-            squares = square(value)
-            if dtype not in HALF and at_hand(value):
-                total = squares.item()
-            if not math.isfinite(total):
-                self._exact += [squares, value.amin(), value.amax()]
-                place, total = len(self._exact) - 3, math.nan
+        place, total = self._read(value) if (exact or dtype is torch.float16) and not layout.plan.whole else (-1, math.nan)
         self._places.append((layout.facts, number, place, total, self._batch))
         return len(self._places) - 1
+
+    def _read(self, value: Tensor) -> tuple[int, float]:
+        """The whole tensor: (place of its exact numbers or -1, sum of squares or nan), see `_Place`."""
+        squares = square(value)
+        if at_hand(value) and value.dtype not in HALF and math.isfinite(total := squares.item()):
+            return -1, total
+        self._exact += [squares, value.amin(), value.amax()]
+        return len(self._exact) - 3, math.nan
+
+    def complete(self, cell: Cell, value: Tensor) -> None:
+        """Read all of a value whose sample was taken into a prepared row."""
+        facts, number, _, _, batch = self._places[cell.place]
+        if not facts[2]:
+            self._places[cell.place] = (facts, number, *self._read(value), batch)
 
     def prepare(self, cells: list[Cell]) -> None:
         """Make room for the samples of these values; whoever meets one takes it into `row` at `index`, and makes `row` None."""

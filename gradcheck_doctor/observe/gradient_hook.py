@@ -48,7 +48,7 @@ class GradientHook(Cell):
             return
         started = observer.clock()
         try:
-            if row is None or gradient.requires_grad or not self.taken(gradient, row):
+            if row is None or gradient.requires_grad or not self.taken(gradient, row, observer.collector if observer.exact else None):
                 observer.take(self, gradient.detach() if gradient.requires_grad else gradient)
         except Exception as error:
             observer.fail(error)

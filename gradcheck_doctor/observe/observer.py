@@ -149,8 +149,7 @@ class Observer(TorchFunctionMode):
     def _prepare(self) -> None:
         """Room for all samples that the last step of this kind gave. Before the first one: the numbers of earlier steps may be asked for until then."""
         self._prepared = True
-        if not self.exact:
-            self.collector.prepare(self._usual[self.full])
+        self.collector.prepare(self._usual[self.full])
 
     def take(self, cell: Cell, value: Tensor) -> None:
         """Take statistics of a known value that no room was made for."""

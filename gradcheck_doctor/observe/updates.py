@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor, nn
@@ -159,13 +161,47 @@ class Updates:
         for kind in self._kinds:
             torch._foreach_copy_(kind.old_rows, kind.views)
 
-    def finish(self, step: int, norms: dict[int, float | None], scale: float) -> dict[int, ParameterStep]:
-        """One `ParameterStep` for each parameter; gradients divided by the loss `scale`; updates lost to rounding in half precision only."""
+    def finish(self) -> dict[int, tuple[list[float], int]]:
+        """What was seen of each parameter, by its id: ([rms before, rms of the change; in half precision also updates lost to rounding
+        and updates wanted], number of elements)."""
         if not self._kinds:
             return {}
         rows = [row for table in to_host([kind.compared() for kind in self._kinds]) for row in table.tolist()]
         seen = [p for kind in self._kinds for p in kind.members]
-        return {id(p): _step(step, norms.get(id(p)), scale, row, p.numel()) for p, row in zip(seen, rows, strict=True)}
+        return {id(p): (row, p.numel()) for p, row in zip(seen, rows, strict=True)}
+
+
+class Rows(list[ParameterStep]):
+    """One parameter on its observed steps. A row is made when it is asked for: a training has many, and a report looks at few."""
+
+    def later(self, step: int, norm: float | None, scale: float, seen: tuple[list[float], int] | None) -> None:
+        """Add the row of `step`: gradient norm to be divided by the loss `scale`, what `Updates` saw (None: the step did not change it)."""
+        super().append((step, norm, scale, seen))  # type: ignore[arg-type]
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ParameterStep: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ParameterStep]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        found: Any = super().__getitem__(index)
+        if type(found) is tuple:
+            found = _row(*found)
+            super().__setitem__(index, found)
+        return found
+
+    def __iter__(self) -> Iterator[ParameterStep]:
+        return (self[i] for i in range(len(self)))
+
+
+def add_rows(rows: dict[int, Rows], step: int, norms: dict[int, float | None], scale: float, updates: dict[int, tuple[list[float], int]]) -> None:
+    """Give every parameter with an update or a gradient its row of `step`."""
+    for key, seen in updates.items():
+        rows.setdefault(key, Rows()).later(step, norms.get(key), scale, seen)
+    for key, norm in norms.items():
+        if key not in updates:
+            rows.setdefault(key, Rows()).later(step, norm, scale, None)
 
 
 def _where(parameters: list[Tensor]) -> list[tuple[int, int]]:
@@ -207,21 +243,14 @@ class _Kind:
         return torch.stack([*sizes, wanted - made, wanted], dim=1)
 
 
-def _step(step: int, norm: float | None, scale: float, row: list[float], count: int) -> ParameterStep:
-    size, change, *counts = row
+def _row(step: int, norm: float | None, scale: float, seen: tuple[list[float], int] | None) -> ParameterStep:
+    row = gradient_row(step, norm, scale)
+    if seen is None:
+        return row
+    (size, change, *counts), count = seen
     lost, wanted = counts or (0.0, 0.0)
     ratio = change / size if size > 0 and change >= 0 else (math.inf if change > 0 else 0.0)
-    return ParameterStep(step=step, grad_norm=None if norm is None else norm / scale, update_ratio=ratio,
-                         weight_norm=size * math.sqrt(count), lost=lost / wanted if wanted else None,
-                         zero_gradient=norm == 0.0, finite=norm is None or math.isfinite(norm))
-
-
-def add_rows(rows: dict[int, list[ParameterStep]], norms: dict[int, float | None], step: int, scale: float) -> None:
-    """Give the parameters that the step's optimizer does not hold a row, too: their gradients are worth one."""
-    for key, norm in norms.items():
-        known = rows.setdefault(key, [])
-        if not known or known[-1].step != step:
-            known.append(gradient_row(step, norm, scale))
+    return replace(row, update_ratio=ratio, weight_norm=size * math.sqrt(count), lost=lost / wanted if wanted else None)
 
 
 def gradient_row(step: int, norm: float | None, scale: float) -> ParameterStep:

@@ -29,9 +29,9 @@ from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.step_losses import StepLosses
-from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
+from gradcheck_doctor.observe.updates import GradientSample, Rows, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
 from gradcheck_doctor.observe.wrappers import class_name
-from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.records.recording import Event, Recording, StepRecord
 
 FULL_FIRST = 64        # observed steps that look at everything
 FULL_EVERY = 4         # of the later ones each so many-th
@@ -71,7 +71,7 @@ class Monitor:
         self.steps: list[StepRecord] = []
         self.curve: list[tuple[int, float]] = []
         self.events: list[Event] = []
-        self.parameter_steps: dict[int, list[ParameterStep]] = {}
+        self.parameter_steps: dict[int, Rows] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
         self._norms: dict[int, float | None] = {}
         self._gradients = GradientSample()
@@ -299,10 +299,7 @@ class Monitor:
         norm: float | None = None
         stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
         if observed:
-            if self._updates is not None:
-                for key, row in self._updates.finish(self.step, self._norms, self._scale).items():
-                    self.parameter_steps.setdefault(key, []).append(row)
-            add_rows(self.parameter_steps, self._norms, self.step, self._scale)
+            add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
             self.observer.finish_step()
             norm = global_norm(n for p, n in ((p, self._norms.get(id(p))) for p in known.parameters()))
             norm = None if norm is None else norm / self._scale
