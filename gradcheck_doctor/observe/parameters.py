@@ -98,24 +98,27 @@ def sample_of(value: Tensor) -> Sample:
     finite = bool(torch.isfinite(picked).all())
     positions = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     quantiles = tuple(torch.quantile(picked, positions).tolist()) if finite else ()
-    return Sample(count=count, mean=mean, std=std, absmax=flat.abs().max().item(), kurtosis=kurtosis, quantiles=quantiles,
-                  constant=bool((flat == flat[0]).all()), orthogonal=_orthogonal(value), distinct=len(torch.unique(picked)))
+    return Sample(count=count, mean=mean, std=std, absmax=torch.maximum(flat.amax(), -flat.amin()).item(), kurtosis=kurtosis, quantiles=quantiles,
+                  constant=bool((picked == picked[0]).all()) and bool((flat == flat[0]).all()), orthogonal=_orthogonal(value), distinct=len(torch.unique(picked)))
 
 
 def _orthogonal(value: Tensor) -> bool:
     """Rows (or columns) orthogonal to each other with one common length."""
     if value.dim() < 2 or min(value.shape[0], value[0].numel()) < 2 or value.numel() > 4_000_000:
         return False
-    matrix = value.reshape(value.shape[0], -1).double()
+    matrix = value.reshape(value.shape[0], -1)
     if matrix.shape[0] > matrix.shape[1]:
         blocks, remainder = divmod(matrix.shape[0], matrix.shape[1])
         if remainder == 0 and blocks in (3, 4) and _orthogonal(value[: matrix.shape[1]]):
             return True
         matrix = matrix.T
-    matrix = matrix[:256]
-    product = matrix @ matrix.T
+    return _rows_orthogonal(matrix[:8], 1e-2) and _rows_orthogonal(matrix[:256], 1e-3)          # the few rows rule out nearly every matrix
+
+
+def _rows_orthogonal(rows: Tensor, slack: float) -> bool:
+    product = rows.double() @ rows.double().T
     scale = product.diagonal().mean()
-    return bool(scale > 0 and (product / scale - torch.eye(len(product))).abs().max() < 1e-3)
+    return bool(scale > 0 and (product / scale - torch.eye(len(product), device=product.device)).abs().max() < slack)
 
 
 def rows_equal(value: Tensor, slack: float = 0.0) -> bool:
@@ -123,7 +126,7 @@ def rows_equal(value: Tensor, slack: float = 0.0) -> bool:
     if value.dim() < 2 or value.shape[0] < 2:
         return False
     if not slack:
-        return bool((value == value[:1]).all())
+        return torch.equal(value[0], value[1]) and bool((value == value[:1]).all())
     return bool((value - value[:1]).abs().max() <= slack * value.square().mean().sqrt())
 
 
