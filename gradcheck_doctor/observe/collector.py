@@ -88,20 +88,17 @@ class _Rows:
 class Layout:
     """Which elements of a tensor of one shape are taken, and where they go."""
 
-    __slots__ = ("facts", "first", "group", "index", "on_cpu", "plan", "shape", "turn")
+    __slots__ = ("facts", "first", "group", "index", "plan", "shape", "turn")
 
     def __init__(self, shape: torch.Size, plan: Plan, group: _Rows) -> None:
         self.shape: torch.Size | None = shape                      # None: not to be used any more
-        self.plan, self.group, self.on_cpu = plan, group, group.device.type == "cpu"
+        self.plan, self.group = plan, group
         self.facts = (group.number, shape.numel(), plan.whole)
         rows = torch.arange(plan.rows, device=group.device) * (plan.row_step * plan.features)
         place = torch.arange(plan.columns, device=group.device)
         block = max(1, plan.block)
         self.first = rows.unsqueeze(1) + (place // block * plan.column_step + place % block)
         self.index, self.turn = self.first.clone(), 0
-
-    def fits(self, value: Tensor) -> bool:
-        return value.shape == self.shape and value.is_cpu is self.on_cpu
 
     def to(self, turn: int) -> None:
         """Make `index` the positions in the flattened tensor at rotation `turn`."""

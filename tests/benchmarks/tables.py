@@ -104,9 +104,13 @@ def start_up(quick: bool) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "train.py"
         script.write_text(SCRIPT)
+        nothing = Path(folder) / "nothing.py"
+        nothing.write_text("import torch\n")
         commands = {"python -c pass": ["-c", "pass"], "doctor --help": ["-m", "gradcheck_doctor", "--help"], "doctor rule": ["-m", "gradcheck_doctor", "rule"],
                     "python train.py (20 steps of a small MLP)": [str(script)],
-                    "doctor run train.py": ["-m", "gradcheck_doctor", "run", str(script), "--exit-zero"]}
+                    "doctor run train.py": ["-m", "gradcheck_doctor", "run", str(script), "--exit-zero"],
+                    "python nothing.py (import torch, no more)": [str(nothing)],
+                    "doctor run nothing.py": ["-m", "gradcheck_doctor", "run", str(nothing), "--exit-zero"]}
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(repeats):
             for name, arguments in commands.items():
