@@ -34,7 +34,8 @@ from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Event, Recording, StepRecord
 
 FULL_FIRST = 64        # observed steps that look at everything
-FULL_EVERY = 4         # of the later ones each so many-th
+FULL_SHARE = 0.25      # of the later ones that share, spread
+GOLDEN = 0.6180339887498949    # in step with no rhythm in which several optimizers take their turns
 
 
 class Monitor:
@@ -146,7 +147,8 @@ class Monitor:
         self.schedule.agreed = self.ranks.join()
         if self.schedule.wants(self.step) and not self._compiled():
             self.observer.exact = self._exact or self.schedule.dense(self.step)
-            self.observer.full = self.observer.exact or self.schedule.observed < FULL_FIRST or self.schedule.observed % FULL_EVERY == 0
+            turn = self.schedule.observed // self.schedule.together
+            self.observer.full = self.observer.exact or turn < FULL_FIRST or turn * GOLDEN % 1.0 < FULL_SHARE
             self.observer.begin_pass(self.step, before_update=self.step == 0)
             self.observer.open()
         elif self.observer.active:
