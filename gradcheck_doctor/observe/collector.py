@@ -16,7 +16,8 @@ from gradcheck_doctor.records.summaries import Summary
 
 ROWS = 64          # samples (axis 0) looked at for statistics that need them, at most
 BLOCK = 4          # elements side by side in a sample, at most
-TOGETHER = 4       # steps whose numbers are computed together, at most
+TOGETHER = 4       # steps whose numbers are computed together: as many values as such a number of the largest steps has,
+STEPS = 12         # and at most these
 GROUPS = 256       # buffers of different shape kept from step to step, at most
 HALF = (torch.float16, torch.bfloat16)
 
@@ -188,7 +189,8 @@ class Collector:
         self._also: list[tuple[Tensor, Callable[[Tensor], None]]] = []
         self._batch = _Batch(self)
         self._cells: list[Cell] = []    # prepared for this step
-        self._waiting = 0               # steps whose numbers are not computed yet
+        self._waiting = self._rows = 0  # steps whose numbers are not computed yet, and their values
+        self._most = 0                  # values of the largest step
 
     def layout(self, value: Tensor) -> Layout:
         """How tensors of this shape are sampled. Whoever sees the like of `value` again may keep it for `put`."""
@@ -266,8 +268,10 @@ class Collector:
         sheet = Sheet(self._places)
         self._places = []
         self._waiting += 1
+        self._rows += len(sheet)
+        self._most = max(self._most, len(sheet))
         self.rotation += 1
-        if not later or self._waiting >= TOGETHER or len(self._layouts) > GROUPS:
+        if not later or self._waiting >= STEPS or self._rows > (TOGETHER - 1) * self._most or len(self._layouts) > GROUPS:
             self.flush()
         elif self._also and all(at_hand(numbers) for numbers, _ in self._also):
             self._hand_out(to_host([numbers for numbers, _ in self._also]))
@@ -285,7 +289,7 @@ class Collector:
             self._batch.exact = torch.cat([t.reshape(-1) for t in host[len(groups): len(groups) + len(exact)]]).tolist() if exact else []
             self._hand_out(host[len(groups) + len(exact):])
         self._batch.ready = True
-        self._batch, self._exact, self._waiting = _Batch(self), [], 0
+        self._batch, self._exact, self._waiting, self._rows = _Batch(self), [], 0, 0
         if len(self._layouts) > GROUPS:                            # shapes that change from batch to batch
             for layout in self._layouts.values():
                 layout.shape = None

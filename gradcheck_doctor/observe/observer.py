@@ -234,6 +234,9 @@ class Observer(TorchFunctionMode):
 
     def span_at(self, frame: FrameType | None) -> Span | None:
         """The user's expression that `frame` is in, or was called from; positions are looked up once a call site."""
+        found = None if frame is None else self._spans.get((frame.f_code, frame.f_lasti))
+        if found is not None:
+            return found
         frame = user_frame(frame)
         if frame is None:
             return None

@@ -1,8 +1,10 @@
 """What is known of each optimizer: cheap on every step, in full on observed ones."""
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -32,6 +34,12 @@ class KnownOptimizer:
     def parameters(self) -> list[Tensor]:
         optimizer = self.ref()
         return [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
+
+    def some(self, number: int) -> Iterator[Tensor]:
+        """The first few parameters that are trained."""
+        optimizer = self.ref()
+        groups = optimizer.param_groups if optimizer is not None else []
+        return itertools.islice((p for group in groups for p in group["params"] if p.requires_grad), number)
 
     def look(self) -> None:
         """Read the parameter groups in full."""

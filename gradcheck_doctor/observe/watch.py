@@ -172,7 +172,7 @@ class Monitor:
         """Just before backward on an observed step: are last step's gradients still there?"""
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = not any(left_over(p) for p in known.parameters()[: 50 if self.observer.full else 8] if p.requires_grad)
+                known.zeroed = not any(left_over(p) for p in known.some(50 if self.observer.full else 8))
         if self._backwards == 0:
             if self.observer.full:
                 self.book.take(self.observer)

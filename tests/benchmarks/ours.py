@@ -2,25 +2,12 @@
 from __future__ import annotations
 
 import time
-import timeit
 
 import torch
 from torch import nn
 
 from gradcheck_doctor.observe.watch import FULL_FIRST, Monitor
 from tests.benchmarks.protocol import Tool
-
-
-class CpuClock:
-    """CPU time of this thread without the price of asking for it: a system call that takes microseconds on some machines."""
-
-    def __init__(self) -> None:
-        self.cost = min(timeit.repeat(time.thread_time, number=1000, repeat=5)) / 1000
-        self.reads = 0
-
-    def __call__(self) -> float:
-        self.reads += 1
-        return time.thread_time() - self.reads * self.cost
 
 
 class Doctor(Tool):
@@ -34,8 +21,6 @@ class Doctor(Tool):
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.monitor = Monitor([model], [optimizer], self.every, exact=self.exact)
-        self.clock = self.monitor.observer.clock = CpuClock()          # what we compute, not how long the machine made us wait
-        self.reads = 0
         self.before, self.left = 0.0, time.perf_counter()
 
     def before_step(self) -> None:
@@ -50,10 +35,6 @@ class Doctor(Tool):
         spent = self.monitor.seconds
         seconds, self.before = spent - self.before, spent
         return seconds
-
-    def timing(self) -> float:
-        reads, self.reads = self.clock.reads - self.reads, self.clock.reads
-        return reads * self.clock.cost
 
     def close(self) -> None:
         failure = self.monitor.observer.failure

@@ -75,7 +75,7 @@ def amortised(workload: Workload, quick: bool) -> Table:
     for tool, warm, length in ((Later(10), 1, 10 if quick else 30), (Later(50), 1, 50), (Doctor("auto", "every=auto, from the first step"), 0, start)):
         run = interleave(workload, [tool], rounds=length, warm=warm)[0]
         inside = sum(s for s in run.inside if s is not None)
-        rows.append((tool.name, f"{length}", f"{tool.monitor.schedule.observed - warm}", f"{1 + inside / (sum(run.cpu) - inside):.4f}"))
+        rows.append((tool.name, f"{length}", f"{tool.monitor.schedule.observed - warm}", f"{1 + inside / (sum(run.wall) - inside):.4f}"))
         first = run.inside[0] if tool.every == "auto" else None
         if first is not None:
             rows.append(("of these the first", "1", "1", f"{first * 1e3:.0f} ms"))
