@@ -278,16 +278,17 @@ class Collector:
         return sheet
 
     def flush(self) -> None:
-        """Compute what waits, and bring it to the host in one copy. In the middle of a step, too."""
+        """Compute what waits, and bring it to the host in one copy. In the middle of a step, too, where our own mode may be on."""
         self.withdraw()
         groups = [group for group in self._groups.values() if group.used]
         if groups or self._also:
-            tables = _statistics([group.take() for group in groups])
-            exact = [torch.stack([e if e.dtype == torch.float32 else e.float() for e in self._exact])] if _alike(self._exact) else self._exact
-            host = to_host([*tables, *exact, *(numbers for numbers, _ in self._also)])
-            self._batch.rows = {group.number: table.tolist() for group, table in zip(groups, host, strict=False)}
-            self._batch.exact = torch.cat([t.reshape(-1) for t in host[len(groups): len(groups) + len(exact)]]).tolist() if exact else []
-            self._hand_out(host[len(groups) + len(exact):])
+            with torch._C.DisableTorchFunction():
+                tables = _statistics([group.take() for group in groups])
+                exact = [torch.stack([e if e.dtype == torch.float32 else e.float() for e in self._exact])] if _alike(self._exact) else self._exact
+                host = to_host([*tables, *exact, *(numbers for numbers, _ in self._also)])
+                self._batch.rows = {group.number: table.tolist() for group, table in zip(groups, host, strict=False)}
+                self._batch.exact = torch.cat([t.reshape(-1) for t in host[len(groups): len(groups) + len(exact)]]).tolist() if exact else []
+                self._hand_out(host[len(groups) + len(exact):])
         self._batch.ready = True
         self._batch, self._exact, self._waiting, self._rows = _Batch(self), [], 0, 0
         if len(self._layouts) > GROUPS:                            # shapes that change from batch to batch

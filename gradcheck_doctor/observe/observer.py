@@ -131,7 +131,7 @@ class Observer(TorchFunctionMode):
             if cell.row is None and cell.place >= 0:
                 usual.append(cell)
         self.collector.withdraw()
-        sheet, step = self.collector.finish(later=not self.exact), self.step
+        sheet, step = self.collector.finish(later=True), self.step
         for cell in usual:
             if cell.place >= 0:
                 cell.series.put(step, sheet, cell.place)

@@ -91,7 +91,7 @@ def test_bytes_copied_are_bounded_by_the_samples():
         blocks = [b for group in monitor.observer.collector._groups.values() for b in group.blocks]
         held.append(sum(b.numel() for b in blocks))
     rows = 2 * (OPERATIONS + 1)
-    assert held[3] <= 2 * rows * 1024 and held[-1] <= 2 * collector.TOGETHER * rows * 1024 and held[-1] == held[20]
+    assert held[-1] <= 2 * collector.TOGETHER * rows * 1024 and held[-1] == held[20]
 
 
 def test_a_large_batch_copies_no_more_than_a_small_one():

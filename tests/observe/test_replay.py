@@ -218,3 +218,77 @@ def test_settings_of_the_process_change_nothing(setting):
         torch.use_deterministic_algorithms(False)
         torch.set_default_dtype(before)
     assert all(len(o.observed) == 90 for o in recording.operations if o.op == "linear")
+
+
+@pytest.mark.parametrize("when", ["before backward", "in the forward"])
+def test_numbers_asked_for_in_the_middle_of_a_step_change_nothing(when):
+    """Reading an earlier step computes what waits, and takes back the room made for the current step: its values are taken as if there had been none."""
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 80), nn.Linear(80, 3)
+            self.ask = None
+
+        def forward(self, x):
+            hidden = torch.tanh(self.a(x))
+            if self.ask is not None and when == "in the forward":
+                self.ask()
+            return self.b(hidden)
+
+    def training(asking):
+        torch.manual_seed(0)
+        model = Asking()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with Monitor([model], [optimizer], every=1) as monitor:
+            def ask():
+                for node in monitor.observer.graph.nodes:
+                    if node.forward and node.op != "input":
+                        assert node.forward[max(node.forward)].count
+            model.ask = ask if asking else None
+            for step in range(30):
+                loss = model(torch.randn(40, 12)).square().mean()
+                if asking and when == "before backward" and step % 3:
+                    ask()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        recording = monitor.recording()
+        assert recording.blind_spots == ()
+        return repr(known(recording)), repr(recording.parameter_steps)
+
+    assert training(True) == training(False)
+
+
+def test_a_value_of_another_shape_or_kind_is_taken_all_the_same():
+    """Room was made for what came last time; a short batch, a gradient with a graph of its own and another precision come anyway."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with Monitor([model], [optimizer], every=1) as monitor:
+        for step in range(48):
+            x = torch.randn(7 if step % 5 == 4 else 40, 12)
+            with torch.autocast("cpu", torch.bfloat16, enabled=step % 6 == 5):
+                loss = model(x).float().square().mean()
+            loss.backward(create_graph=step % 4 == 3)
+            optimizer.step()
+            optimizer.zero_grad()
+    recording = monitor.recording()
+    assert recording.blind_spots == () and monitor.observer.failure is None
+    for operation in recording.operations:
+        if operation.op in ("linear", "tanh"):
+            assert len([o for o in operation.observed if o.forward is not None and o.gradient is not None]) == 48
+            assert {o.dtype for o in operation.observed} >= {"bfloat16"} and all(o.forward.count in (350, 2000, 21, 120) for o in operation.observed)
+
+
+def test_a_users_tensor_carries_no_hook_of_ours():
+    model, seen = nn.Linear(4, 3), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Monitor([model], [optimizer], every=1):
+        for _ in range(12):
+            output = model(torch.randn(5, 4))
+            assert output._backward_hooks is None
+            handle = output.register_hook(lambda gradient: seen.append(gradient.shape))
+            output.sum().backward()
+            handle.remove()
+            optimizer.step()
+    assert len(seen) == 12
