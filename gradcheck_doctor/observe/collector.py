@@ -312,7 +312,7 @@ def square(value: Tensor) -> Tensor:
 
 def at_hand(value: Tensor) -> bool:
     """Reading a number of it waits for nothing."""
-    return value.device.type == "cpu"
+    return value.is_cpu
 
 
 def _alike(tensors: list[Tensor]) -> bool:

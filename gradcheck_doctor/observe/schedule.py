@@ -7,8 +7,8 @@ DENSE = 8              # first steps, all observed
 GROWTH = 1.06          # then the next observed step is this factor further on
 BUDGET = 0.01          # share of the running time that "auto" may cost
 NORMS, NORMS_EVERY = 200, 10   # gradient norms beside observed steps where only counts decide: of the first 200 steps, then of each tenth
-NORM_SHARE = 0.0025    # share of the running time for gradient norms beside observed steps, with "auto"
-NORM_GRACE_SECONDS = 0.3       # may go into them whatever the share
+NORM_SHARE = 0.0015    # share of the running time for gradient norms beside observed steps, with "auto"
+NORM_GRACE_SECONDS = 0.2       # may go into them whatever the share
 NORM_SHARE_FIXED = 0.0005      # the same where the user chose which steps to observe
 GRACE_SECONDS = 4.0    # may be spent whatever the share: a script of seconds is worth looking at closely
 
