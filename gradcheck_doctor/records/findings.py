@@ -1,7 +1,6 @@
 """What was concluded: findings, prescriptions, fixes and the report's content. Standard library only."""
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +77,8 @@ class Finding:
     def fingerprint(self) -> str:
         """Stable across runs and line moves: rule, module path and op; no line number, no figure."""
         key = "|".join((self.code, self.location.file if self.location else "", self.module, self.op))
+        import hashlib
+
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

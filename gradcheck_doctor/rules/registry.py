@@ -1,7 +1,6 @@
 """All rules: built-ins found by walking this package, third parties' by the entry-point group `gradcheck_doctor.rules`."""
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -72,6 +71,8 @@ def find(code_or_name: str) -> type[Rule]:
     for rule in rules():
         if code_or_name.upper() == rule.code or code_or_name.lower() == rule.name:
             return rule
+    import difflib
+
     known = [r.code for r in rules()] + [r.name for r in rules()]
     near = difflib.get_close_matches(code_or_name, known, 1, 0.4)
     hint = f" Did you mean {near[0]}?" if near else ""

@@ -6,7 +6,7 @@ import time
 import torch
 from torch import nn
 
-from gradcheck_doctor.observe.watch import FULL_FIRST, Monitor
+from gradcheck_doctor.observe.watch import FULL_FIRST, FULL_SHARE, GOLDEN, Monitor
 from tests.benchmarks.protocol import Tool
 
 
@@ -43,7 +43,7 @@ class Doctor(Tool):
 
 
 class Later(Doctor):
-    """A watch that is already `first` steps old: the first look at every parameter and the dense start are behind it."""
+    """A watch that is already `first` steps old: the dense start is behind it, and the first step, which is seen in full, is not to be counted."""
 
     def __init__(self, every: int, name: str | None = None, first: int = 1000) -> None:
         super().__init__(every, name or f"every={every}, after step {first}")
@@ -52,7 +52,7 @@ class Later(Doctor):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().attach(model, optimizer)
         self.monitor.step = self.first
-        self.monitor.schedule.observed = FULL_FIRST
+        self.monitor.schedule.observed = next(i for i in range(FULL_FIRST, 2 * FULL_FIRST) if i * GOLDEN % 1.0 < FULL_SHARE)
 
 
 class Idle(Doctor):
