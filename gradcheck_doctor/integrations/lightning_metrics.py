@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 HEALTH = {"sick": 0.0, "watch": 0.5, "healthy": 1.0}
+RECENT = 8             # observed steps among which the newest update is looked for: late in a training not each compares the weights
 LAYERS = frozenset({"layer", "recurrent", "attention", "embedding"})
 
 
@@ -59,7 +60,8 @@ class Metrics:
         norm = self.monitor.steps[-1].grad_norm
         if norm is not None:
             found["doctor/grad_norm"] = norm
-        ratios = [rows[-1].update_ratio for rows in self.monitor.parameter_steps.values() if rows and rows[-1].update_ratio is not None]
+        latest = (next((row.update_ratio for row in reversed(rows[-RECENT:]) if row.update_ratio is not None), None) for rows in self.monitor.parameter_steps.values())
+        ratios = [ratio for ratio in latest if ratio is not None]
         if ratios:
             found["doctor/update_ratio"] = median(ratios)
         return found

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -171,28 +171,30 @@ class Updates:
         return {id(p): (row, p.numel()) for p, row in zip(seen, rows, strict=True)}
 
 
-class Rows(list[ParameterStep]):
+class Rows(Sequence[ParameterStep]):
     """One parameter on its observed steps. A row is made when it is asked for: a training has many, and a report looks at few."""
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []                                 # a row, or what it is made from
 
     def later(self, step: int, norm: float | None, scale: float, seen: tuple[list[float], int] | None) -> None:
         """Add the row of `step`: gradient norm to be divided by the loss `scale`, what `Updates` saw (None: the step did not change it)."""
-        super().append((step, norm, scale, seen))  # type: ignore[arg-type]
+        self._items.append((step, norm, scale, seen))
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: SupportsIndex) -> ParameterStep: ...
+    def __getitem__(self, index: int) -> ParameterStep: ...
     @overload
     def __getitem__(self, index: slice) -> list[ParameterStep]: ...
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        found: Any = super().__getitem__(index)
+        found = self._items[index]
         if type(found) is tuple:
-            found = _row(*found)
-            super().__setitem__(index, found)
+            found = self._items[index] = _row(*found)
         return found
-
-    def __iter__(self) -> Iterator[ParameterStep]:
-        return (self[i] for i in range(len(self)))
 
 
 def add_rows(rows: dict[int, Rows], step: int, norms: dict[int, float | None], scale: float, updates: dict[int, tuple[list[float], int]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import median
 
 from gradcheck_doctor.records.recording import LossRecord, Operation, ParameterRecord, Recording
@@ -146,8 +147,7 @@ def runs(recording: Recording) -> tuple[Run, ...]:
 
 
 def _behind(recording: Recording, layer: Operation) -> Operation | None:
-    following = ahead(recording, layer)
-    return following if following is not None and following.category == "activation" else None
+    return following if (following := ahead(recording, layer)) is not None and following.category == "activation" else None
 
 
 # -- ratios ------------------------------------------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def start(recording: Recording, operation: Operation) -> list[tuple[Summary | No
 
 
 def end(recording: Recording, operation: Operation) -> list[tuple[Summary | None, Summary | None]]:
-    """(forward, gradient) of the last five observed steps."""
-    return [(s.forward, s.gradient) for s in operation.observed[-5:]]
+    """The last five forwards and the last five gradients; late in a training not every observed step has both."""
+    return list(zip_longest([s.forward for s in operation.observed if s.forward][-5:], [s.gradient for s in operation.observed if s.gradient][-5:]))
 
 
 def _nearest_to_one(candidates: Sequence[float]) -> float | None:

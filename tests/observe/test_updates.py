@@ -71,4 +71,5 @@ def test_rows_are_made_when_they_are_asked_for():
         rows.later(step, 2.0 * step, 2.0, ([1.0, 0.1], 4) if step % 2 else None)
     assert [row.step for row in rows] == [0, 1, 2, 3, 4] and [row.grad_norm for row in rows[3:]] == [3.0, 4.0] and rows[-1].update_ratio is None
     assert rows[1].update_ratio == pytest.approx(0.1) and rows[1].weight_norm == 2.0 and rows[1] is rows[1]
+    assert [row.step for row in reversed(rows)] == [4, 3, 2, 1, 0] and rows[0] in rows and len(rows) == 5
     assert [row.step for row in rows[bisect_right(rows, 1, key=lambda row: row.step):]] == [2, 3, 4]

@@ -31,7 +31,7 @@ class CollapsedOutput(Rule):
             last = loss_input(recording, loss)
             if last is None or not last.shape or last.shape[0] < 4 or not last.observed or last.requires_grad is False:
                 continue
-            seen = [o.forward for o in last.observed[-5:] if o.forward is not None]
+            seen = [o.forward for o in last.observed if o.forward is not None][-5:]
             same = any(i.distinct_samples is not None and i.distinct_samples < 2 for i in recording.inputs)
             if not seen or same or not all(f.finite and f.rms > 0 and f.sample_std >= 0 for f in seen) or recording.notes.get("warmed"):
                 continue

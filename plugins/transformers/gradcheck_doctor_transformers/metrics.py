@@ -8,6 +8,7 @@ from typing import Any
 from gradcheck_doctor.report.report import Report
 
 HEALTH = {"healthy": 1.0, "watch": 0.5, "sick": 0.0}
+RECENT = 8             # observed steps among which the newest update is looked for: late in a training not each compares the weights
 
 
 def metrics(report: Report) -> dict[str, float]:
@@ -18,7 +19,7 @@ def metrics(report: Report) -> dict[str, float]:
         doctor/findings: warnings and errors.
         doctor/gradient_ratio: smallest over largest gradient norm along the spine, on the last observed step.
         doctor/dead_fraction: largest share of units that are never above 0 in one ReLU layer.
-        doctor/update_ratio: median over the weights of rms(change) / rms(weight), on the last observed step.
+        doctor/update_ratio: median over the weights of rms(change) / rms(weight), on the last observed step that compared them.
     """
     recording = report.recording
     found: dict[str, float | None] = {
@@ -40,5 +41,6 @@ def _dead_fraction(recording: Any) -> float | None:
 
 
 def _update_ratio(recording: Any) -> float | None:
-    last = [rows[-1].update_ratio for rows in recording.parameter_steps.values() if rows and rows[-1].update_ratio is not None]
+    recent = ([row.update_ratio for row in rows[-RECENT:] if row.update_ratio is not None] for rows in recording.parameter_steps.values())
+    last = [ratios[-1] for ratios in recent if ratios]
     return median(last) if last else None
