@@ -152,7 +152,9 @@ class Observer(TorchFunctionMode):
         self.collector.prepare(self._usual[self.full])
 
     def take(self, cell: Cell, value: Tensor) -> None:
-        """Take statistics of a known value that no room was made for."""
+        """Take statistics of a known value that no room was made for, or not the room it needs."""
+        if cell.row is not None:
+            cell.row, cell.place = None, -1
         if value.numel() == 0 or value.is_meta or value.layout is not torch.strided or len(self.pending) > FULL:
             return
         layout = self.collector.layout(value)

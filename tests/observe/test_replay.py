@@ -1,4 +1,6 @@
 """A pass that repeats known calls is measured without being analysed: what is recorded must be the same, for every kind of model and loop."""
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -278,6 +280,22 @@ def test_a_value_of_another_shape_or_kind_is_taken_all_the_same():
         if operation.op in ("linear", "tanh"):
             assert len([o for o in operation.observed if o.forward is not None and o.gradient is not None]) == 48
             assert {o.dtype for o in operation.observed} >= {"bfloat16"} and all(o.forward.count in (350, 2000, 21, 120) for o in operation.observed)
+
+
+def test_two_backwards_through_a_batch_of_another_size():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with Monitor([model], [optimizer], every=1) as monitor, warnings.catch_warnings():
+        warnings.simplefilter("error")                              # torch warns of a buffer that does not fit
+        for step in range(40):
+            output = model(torch.randn(30 + step % 3, 12))
+            output[:, 0].square().mean().backward(retain_graph=True)
+            output[:, 1:].square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    recording = monitor.recording()
+    assert recording.blind_spots == () and all(len([o for o in op.observed if o.gradient]) == 40 for op in recording.operations if op.op == "linear")
 
 
 def test_a_users_tensor_carries_no_hook_of_ours():
