@@ -68,6 +68,7 @@ class Observer(TorchFunctionMode):
         self._used: list[Cell] = []                                # known values that no room was made for on this step
         self._usual: dict[bool, list[Cell]] = {True: [], False: []}        # those that room is made for, by `full`
         self._prepared = False
+        self.early = False                      # the loop clips gradients in front of the forward: see that on every observed step
         self._thread = get_ident()
         self._process = process.number
         self.in_backward = False
@@ -82,7 +83,7 @@ class Observer(TorchFunctionMode):
         """Start observing: scope hooks on, mode at the bottom of the stack.
 
         Where every pass so far began inside a module, the mode may wait for the first module that runs: what the loop does before, such as
-        clearing the gradients, then costs nothing.
+        clearing the gradients, then costs nothing. Not where something was worth noting there (`early`).
         """
         if self.failure is not None:
             return
@@ -90,7 +91,7 @@ class Observer(TorchFunctionMode):
         if not self._on:
             self.scope.attach()
             begins = self.tree.root.following
-            if begins and not self.exact and all(call.module is not None for call in begins):
+            if begins and not self.exact and not self.early and all(call.module is not None for call in begins):
                 self.scope.on_first = self._see
             else:
                 self._see()

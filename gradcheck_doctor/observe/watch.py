@@ -211,7 +211,7 @@ class Monitor:
             return
         elif not self._backwards:
             if not self._early_clip_seen:
-                self._early_clip_seen = True
+                self._early_clip_seen = self.observer.early = True
                 self._event("early_clip", span=value[2], value=value[1])
         elif not self._clip_seen:
             self._clip_seen = True
