@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ class Scope:
         self.stack: list[nn.Module] = []
         self.argument_names: dict[int, str] = {}
         self._handles: list[RemovableHandle] = []
-        self.enabled = True
+        self._thread = get_ident()
         self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
         self._inside: dict[int, Any] = {}
@@ -187,6 +188,8 @@ class Scope:
             self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if get_ident() != self._thread:                        # a model that another thread runs meanwhile
+            return
         if self._inside:
             self._pass(module, output)
         stack = self.stack
@@ -197,7 +200,7 @@ class Scope:
                 pass
 
     def _watching(self) -> bool:
-        return self.enabled and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return get_ident() == self._thread and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def _pass(self, module: nn.Module, output: Any) -> None:
         """DistributedDataParallel may hand on copies of what the model inside it gave: the same values."""

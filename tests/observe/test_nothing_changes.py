@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import gradcheck_doctor as doctor
 from gradcheck_doctor.errors import BatchError, ProbeError
 from gradcheck_doctor.observe.untouched import untouched
+from gradcheck_doctor.observe.watch import Monitor
 
 
 class Residual(nn.Module):
@@ -226,3 +227,27 @@ def test_compiled_models_are_watched_by_loss_gradient_and_update_only():
             opt.step()
     recording = seen.report().recording
     assert recording.total_steps == 4 and recording.notes["compiled"] and not recording.operations
+
+
+def test_a_model_that_another_thread_runs_meanwhile_is_left_alone():
+    """It runs first on every step, with gradients on: the watched thread's modules and operations are seen all the same, and only they."""
+    import threading
+
+    torch.manual_seed(0)
+    model, other = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)), nn.Sequential(nn.Linear(12, 5), nn.Tanh())
+    optimizer, modes = torch.optim.SGD(model.parameters(), 0.1), []
+
+    def aside():
+        other(torch.randn(4, 12)).sum().backward()
+        modes.append(torch.overrides._len_torch_function_stack())
+    with Monitor([model], [optimizer], every=1) as monitor:
+        for _ in range(80):
+            thread = threading.Thread(target=aside)
+            thread.start()
+            thread.join()
+            model(torch.randn(6, 12)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    recording = monitor.recording()
+    assert set(modes) == {0} and {o.module for o in recording.operations if o.module} == {"0", "1", "2"}
+    assert all(len([s for s in o.observed if s.gradient is not None]) == 80 for o in recording.operations if o.op == "linear")
