@@ -310,3 +310,13 @@ def test_a_users_tensor_carries_no_hook_of_ours():
             handle.remove()
             optimizer.step()
     assert len(seen) == 12
+
+
+def test_gradients_are_the_same_where_torch_takes_no_dictionary_of_hooks(monkeypatch):
+    """`Node._register_hook_dict` is a private name; without it each value gets a prehook of its own."""
+    from gradcheck_doctor.observe.gradient_hook import GradientHook
+
+    losses, seen, _ = trained(MODELS["encoder"])
+    monkeypatch.setattr(GradientHook, "attach", lambda self, made_by: made_by.register_prehook(self._among))
+    same, again, _ = trained(MODELS["encoder"])
+    assert losses == same and repr(known(seen)) == repr(known(again))
