@@ -205,6 +205,12 @@ class Collector:
             known = self._layouts[key] = Layout(value.shape, plan, group)
         return known
 
+    def _room(self, layout: Layout) -> tuple[Tensor, int]:
+        """The next row for a sample of that kind, and its number; `layout.index` is that of this step."""
+        if layout.turn != self.rotation:
+            layout.to(self.rotation)
+        return layout.group.next(), layout.group.used - 1
+
     def put(self, value: Tensor, exact: bool = True, layout: Layout | None = None) -> int:
         """Take statistics of `value` (any floating dtype, strided, not empty, no gradient); returns the place of its summary.
 
@@ -214,10 +220,8 @@ class Collector:
         """
         if layout is None:
             layout = self.layout(value)
-        if layout.turn != self.rotation:
-            layout.to(self.rotation)
-        group, dtype = layout.group, value.dtype
-        row, number = group.next(), group.used - 1
+        row, number = self._room(layout)
+        dtype = value.dtype
         if dtype is torch.float32:
             torch.take(value, layout.index, out=row)
         else:
@@ -246,10 +250,9 @@ class Collector:
         for cell in cells:
             layout = cell.layout
             if layout is not None and layout.shape is not None:
-                if layout.turn != self.rotation:
-                    layout.to(self.rotation)
-                cell.row, cell.place = layout.group.next(), len(places)
-                places.append((layout.facts, layout.group.used - 1, -1, math.nan, batch))
+                cell.row, number = self._room(layout)
+                cell.place = len(places)
+                places.append((layout.facts, number, -1, math.nan, batch))
         self._cells = cells
 
     def withdraw(self) -> None:

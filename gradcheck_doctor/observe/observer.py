@@ -131,7 +131,6 @@ class Observer(TorchFunctionMode):
         for cell in self._usual[self.full]:
             if cell.row is None and cell.place >= 0:
                 usual.append(cell)
-        self.collector.withdraw()
         sheet, step = self.collector.finish(later=True), self.step
         for cell in usual:
             if cell.place >= 0:

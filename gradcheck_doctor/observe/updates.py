@@ -81,7 +81,7 @@ class GradientSample:
                 sampled = self._sampled[id(parameter)] = _samples_well(gradient)
             if sampled and (count := gradient.numel()) > SMALL and gradient.is_contiguous():
                 chosen.append(parameter)
-                views.append((gradient.detach() if gradient.requires_grad else gradient).as_strided(_BLOCKS, (count // BLOCKS - BLOCK - 1, 1)))
+                views.append((gradient.detach() if gradient.requires_grad else gradient).as_strided(_BLOCKS, (_spacing(count), 1)))
             else:
                 whole.append(parameter)
         if views:
@@ -126,15 +126,17 @@ def _samples_well(gradient: Tensor) -> bool:
             and gradient.is_cpu)
 
 
-def _pick(tensor: Tensor) -> Tensor:
-    """At most `SAMPLE` elements, in evenly spaced blocks that lie in one line of cache each; a view where the layout allows.
+def _spacing(count: int) -> int:
+    """From one block of a sample of `count` elements to the next: off round numbers, so that not every block begins in the same column."""
+    return max(BLOCK, count // BLOCKS - BLOCK - 1)
 
-    The spacing is kept off round numbers, so that not every block begins in the same column.
-    """
+
+def _pick(tensor: Tensor) -> Tensor:
+    """At most `SAMPLE` elements, in evenly spaced blocks that lie in one line of cache each; a view where the layout allows."""
     value = local(tensor.detach() if tensor.requires_grad else tensor)
     count = value.numel()
     if count > SAMPLE and value.is_contiguous():
-        return value.as_strided(_BLOCKS, (max(BLOCK, count // BLOCKS - BLOCK - 1), 1))
+        return value.as_strided(_BLOCKS, (_spacing(count), 1))
     flat = value.reshape(-1)
     return flat[:: count // SAMPLE][:SAMPLE] if count > SAMPLE else flat
 
