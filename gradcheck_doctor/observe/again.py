@@ -47,8 +47,6 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
         return True
     if observer.full or node.guarded or call.named is not None:
         _measure_again(observer, call, node, first)
-    elif node.activity is not None and first.numel():
-        node.activity.add(first, observer.before_update, observer.collector, observer.exact)
     if observer.full or not call.companion:
         for value in output if node.category == "recurrent" and call.outputs else (first,):
             if value.requires_grad and (made_by := value.grad_fn) is not None:

@@ -29,6 +29,7 @@ STATEFUL = frozenset({"norm", "recurrent"})       # beside their input they take
 def record(observer: Observer, func: Callable[..., Any], named: tuple[str, bool], args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
     """Find out what a call is, measure it, and remember it for the next pass."""
     op, inplace = named
+    observer.changed = True
     module = observer.scope.stack[-1] if observer.scope.stack else None
     if op == "setitem":
         output = args[0]

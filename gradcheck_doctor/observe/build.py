@@ -83,9 +83,16 @@ class ParameterBook:
         self.shards: dict[int, tuple[float, ...]] = {}
 
     def take(self, observer: Observer, everything: bool = False) -> None:
-        """Record every parameter not yet known, under its name now; of modules that never ran only with `everything`."""
-        if not everything and not any(p is not None and id(p) not in self.records for m in observer.roots.known() for p in m._parameters.values()):
-            return
+        """Record every parameter not yet known, under its name now; of modules that never ran only with `everything`.
+
+        They are looked for after calls that were not known, and after an optimizer was given new ones.
+        """
+        changed, observer.changed = observer.changed, False
+        if not everything:
+            if not changed:
+                return
+            if not any(p is not None and id(p) not in self.records for m in observer.roots.known() for p in m._parameters.values()):
+                return
         self._mark_loaded()
         for module, path in observer.roots.names():
             for role, held in module._parameters.items():

@@ -24,8 +24,8 @@ def compiled(model: nn.Module) -> bool:
 def marked_compiled(module: nn.Module) -> bool:
     """True when `module` itself was passed through torch.compile. Looks into its dict: asking a module for what it has not got is slow."""
     own = module.__dict__
-    return (own.get("_compiled_call_impl") is not None or own.get("_compiler_ctx") is not None        # the last is how Lightning marks its modules
-            or type(module).__name__ == "OptimizedModule")
+    return ("_compiled_call_impl" in own and own["_compiled_call_impl"] is not None or type(module).__name__ == "OptimizedModule"
+            or "_compiler_ctx" in own and own["_compiler_ctx"] is not None)                 # how Lightning marks its modules
 
 
 def refuse(model: nn.Module) -> None:
@@ -73,14 +73,17 @@ class Facts:
         self.scaled = False
         self.init: dict[int, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}      # number of the root -> (drawn twice, not run)
         self._modules: dict[int, nn.Module] = {}
+        self._known: list[nn.Module] = []                                           # modules among which these batch normalisations are
+        self._norms: list[nn.Module] = []
 
     def before_backward(self, observer: Observer, loss: Tensor) -> None:
         for number, root in enumerate(observer.roots.roots):
             if number not in self.init:                                         # as it was before the first update
                 self.init[number] = repeated([root], observer.log), unapplied([root], observer.log)
-        for module in observer.roots.known():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                self._batchnorm(module)
+        if self._known is not (known := observer.roots.known()):
+            self._known, self._norms = known, [m for m in known if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+        for module in self._norms:
+            self._batchnorm(module)
         self.autocast = next((d for d in ("float16", "bfloat16") if d in observer.dtypes and "float32" in observer.dtypes), self.autocast)
 
     def _batchnorm(self, module: Any) -> None:
@@ -97,9 +100,6 @@ class Facts:
             else:
                 start_mean, start_variance = row["start"]
                 row["change"] = ((mean - start_mean).abs() / (start_variance + 1e-5).sqrt()).mean().item()
-
-    def after_step(self, observer: Observer) -> None:
-        return None
 
     def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...]) -> dict[str, Any]:
         names = {id(module): name for module, name in observer.roots.names()}

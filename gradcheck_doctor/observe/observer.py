@@ -64,6 +64,7 @@ class Observer(TorchFunctionMode):
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
         self.norm_seen = False
+        self.changed = True                     # there may be parameters that were not seen before
         self.pending: list[tuple[Series, int]] = []
         self._used: list[Cell] = []                                # known values that no room was made for on this step
         self._usual: dict[bool, list[Cell]] = {True: [], False: []}        # those that room is made for, by `full`

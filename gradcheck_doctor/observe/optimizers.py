@@ -24,6 +24,7 @@ class KnownOptimizer:
         self.steps = 0
         self.stepped: Span | None = None
         self.zeroed = True
+        self.stale = False                  # the gradients of the step before were still there at the last step seen in full
         self.held: set[int] = set()
         self.updates = Updates()
         self._initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
@@ -41,20 +42,19 @@ class KnownOptimizer:
         groups = optimizer.param_groups if optimizer is not None else []
         return itertools.islice((p for group in groups for p in group["params"] if p.requires_grad), number)
 
-    def look(self) -> None:
-        """Read the parameter groups in full."""
+    def look(self) -> bool:
+        """Read the parameter groups in full; whether there are new parameters in them."""
+        before = len(self.held)
         self.held.update(id(p) for p in self.parameters())
         self._last = self._read() or self._last
+        return len(self.held) > before
 
-    def step_ended(self) -> None:
-        """Count a step and keep the learning rates it was made with (a schedule changes them afterwards)."""
+    def step_ended(self) -> float | None:
+        """Count a step and keep the learning rates it was made with (a schedule changes them afterwards); that of the first group, None without any."""
         optimizer = self.ref()
         if optimizer is not None:
             self._rates = [g.get("lr", math.nan) for g in optimizer.param_groups]
         self.steps += 1
-
-    def rate(self) -> float | None:
-        """Learning rate of the first group at the last step."""
         return float(self._rates[0]) if self._rates else None
 
     def _read(self) -> OptimizerRecord | None:

@@ -39,11 +39,11 @@ class Schedule:
         """Whether `step` is one of the first of a phase: these are looked at in full, later ones by samples."""
         return self._dense_from <= step < self._dense_from + DENSE * self.together
 
-    def wants_norm(self, step: int) -> bool:
-        """Whether the gradient norm of a step that is not observed is worth its time."""
+    def wants_norm(self, step: int, now: float) -> bool:
+        """Whether the gradient norm of a step that is not observed is worth its time; `now` by `time.perf_counter`."""
         if self.agreed:
             return step < NORMS or step % NORMS_EVERY == 0
-        elapsed = time.perf_counter() - self.started
+        elapsed = now - self.started
         if isinstance(self.every, int):
             return self._norms <= NORM_SHARE_FIXED * elapsed
         return self._norms <= NORM_GRACE_SECONDS + NORM_SHARE * elapsed and self.affordable(1.0)

@@ -19,7 +19,8 @@ class StepLosses:
 
     def begin(self) -> None:
         """A new step."""
-        self._values, self._tensors = [], []
+        if self._values or self._tensors:
+            self._values, self._tensors = [], []
 
     def take(self, loss: Tensor) -> None:
         """A loss of one element, as backward was called on it. The value now: what the loop does to the tensor later is not seen."""
@@ -30,8 +31,9 @@ class StepLosses:
 
     def mean(self, scale: float) -> tuple[float | None, Tensor | None]:
         """Mean loss of the step over `scale`: as a number where it is known, else as a tensor; (None, None) when there was no loss."""
-        if self._values:
-            return sum(self._values) / len(self._values) / scale, None
+        values = self._values
+        if values:
+            return (values[0] if len(values) == 1 else sum(values) / len(values)) / scale, None
         return None, torch.stack(self._tensors).mean() / scale if self._tensors else None
 
     def leave(self, loss: Tensor, place: int) -> None:

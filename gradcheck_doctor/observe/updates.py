@@ -2,21 +2,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from gradcheck_doctor.observe.collector import HALF, to_host
+from gradcheck_doctor.records.lazy import Lazy
 from gradcheck_doctor.records.recording import ParameterStep
 
 BLOCKS, BLOCK = 64, 16 # of each parameter that many elements are compared, in blocks that are each read at once
 _BLOCKS = (BLOCKS, BLOCK)
 SAMPLE = BLOCKS * BLOCK
 SMALL = 4096           # elements of a gradient that is read as a whole
-FEWEST = 64            # elements other than 0 that a sampled gradient must have
+FEWEST = 64            # elements other than 0 that the sample of a gradient must have
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -60,48 +60,59 @@ class GradientSample:
     """Norms of gradients from `SAMPLE` elements of each, all at once; of the whole gradient where it is small, or where a sample says little."""
 
     def __init__(self) -> None:
-        self._keys: tuple[int, ...] = ()                            # ids of the parameters, one for each row of the table
-        self._table = torch.empty(0)                                # the samples of the last call
-        self._rows: list[Tensor] = []
-        self._sampled: dict[int, bool] = {}                         # by id of the parameter; False: its whole gradient is read
+        self._ways: dict[int, tuple[int, float]] = {}               # by id of the parameter: see `_way`
 
-    def norms(self, parameters: Iterable[Tensor], full: bool) -> dict[int, float | None]:
-        """As `gradient_norms`; with `full` also find out which gradients a sample says little of."""
+    def norms(self, parameters: Iterable[Tensor], thorough: bool) -> dict[int, float | None]:
+        """As `gradient_norms`; if `thorough` also find out which gradients a sample says little of."""
         result: dict[int, float | None] = {}
         chosen: list[Tensor] = []
-        views: list[Tensor] = []
-        whole: list[Tensor] = []
-        for parameter in parameters:
-            gradient = parameter.grad
-            if gradient is None:
-                result[id(parameter)] = None
-                continue
-            sampled = self._sampled.get(id(parameter))
-            if sampled is None:
-                sampled = self._sampled[id(parameter)] = _samples_well(gradient)
-            if sampled and (count := gradient.numel()) > SMALL and gradient.is_contiguous():
-                chosen.append(parameter)
-                views.append((gradient.detach() if gradient.requires_grad else gradient).as_strided(_BLOCKS, (_spacing(count), 1)))
-            else:
-                whole.append(parameter)
-        if views:
-            norms, zeros = self._numbers(tuple(map(id, chosen)), views, full)
-            for i, parameter in enumerate(chosen):
-                if not math.isfinite(norms[i]) or norms[i] == 0.0 or zeros and zeros[i] > SAMPLE - FEWEST:
-                    self._sampled[id(parameter)] = False
-                    whole.append(parameter)
+        values: list[Tensor] = []
+        others: list[Tensor] = []
+        ways = self._ways
+        grad_enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            for parameter in parameters:
+                gradient = parameter.grad
+                if gradient is None:
+                    result[id(parameter)] = None
+                    continue
+                way = ways.get(id(parameter))
+                if way is None:
+                    way = ways[id(parameter)] = _way(gradient)
+                if way[0] < 0 or way[0] and not gradient.is_contiguous():
+                    others.append(parameter)
                 else:
-                    result[id(parameter)] = norms[i] * math.sqrt(parameter.numel() / SAMPLE)
-        return result | gradient_norms(whole)
+                    chosen.append(parameter)
+                    values.append(gradient.as_strided(_BLOCKS, (way[0], 1)) if way[0] else gradient)
+            if values:
+                numbers = torch.stack(torch._foreach_norm(values)).tolist()
+                if thorough:
+                    few = torch.stack([v.count_nonzero() for v in values]).lt_(FEWEST).tolist()
+                for place, (parameter, number) in enumerate(zip(chosen, numbers, strict=True)):
+                    factor = ways[id(parameter)][1]
+                    if factor != 1.0 and (number == 0.0 or not math.isfinite(number) or thorough and few[place]):
+                        ways[id(parameter)] = _WHOLE
+                        others.append(parameter)
+                    else:
+                        result[id(parameter)] = number * factor
+            return result | gradient_norms(others) if others else result
+        finally:
+            torch._C._set_grad_enabled(grad_enabled)
 
-    def _numbers(self, keys: tuple[int, ...], views: list[Tensor], full: bool) -> tuple[list[float], list[float]]:
-        """Norm and, if `full`, number of zeros of each view."""
-        if keys != self._keys:
-            self._keys, self._table = keys, torch.zeros(len(views), SAMPLE, device="cpu", dtype=torch.float32)
-            self._rows = [row.view(v.shape) for row, v in zip(self._table.unbind(0), views, strict=True)]
-        torch._foreach_copy_(self._rows, views)
-        zeros = torch.eq(self._table, 0.0, out=torch.empty_like(self._table)).sum(1).tolist() if full else []
-        return torch.linalg.vector_norm(self._table, dim=1).tolist(), zeros
+
+_WHOLE, _APART = (0, 1.0), (-1, 1.0)
+
+
+def _way(gradient: Tensor) -> tuple[int, float]:
+    """How the norm of such gradients is found: (from one block of the sample to the next, by what the sample's norm is multiplied).
+
+    `_WHOLE` where all of it is read with the samples of the others, `_APART` where it is of another kind than these.
+    """
+    if type(gradient) is not Tensor or gradient.layout is not torch.strided or gradient.dtype is not torch.float32 or not gradient.is_cpu:
+        return _APART
+    count = gradient.numel()
+    return (_spacing(count), math.sqrt(count / SAMPLE)) if count > SMALL else _WHOLE
 
 
 def _stack(numbers: Iterable[Tensor]) -> Tensor:
@@ -118,12 +129,6 @@ def global_norm(norms: Iterable[float | None]) -> float | None:
 def left_over(parameter: Tensor) -> bool:
     """Whether a sample of the gradient holds anything but zeros."""
     return parameter.grad is not None and not parameter.grad.is_sparse and bool(_pick(parameter.grad).any())
-
-
-def _samples_well(gradient: Tensor) -> bool:
-    """Large, and of the usual kind: one that is 0 at nearly all elements (an embedding's) is found out when it is sampled."""
-    return (type(gradient) is Tensor and gradient.layout is torch.strided and gradient.numel() > SMALL and gradient.dtype is torch.float32
-            and gradient.is_cpu)
 
 
 def _spacing(count: int) -> int:
@@ -148,14 +153,15 @@ class Updates:
     """
 
     def __init__(self) -> None:
-        self._places: list[tuple[int, int]] = []
+        self._places: list[int] = []
         self._kinds: list[_Kind] = []
 
     def before(self, parameters: Iterable[Tensor]) -> None:
         """Just before the optimizer's step."""
-        chosen = [p for p in parameters if p.requires_grad and p.is_floating_point() and local(p).numel()]
+        chosen = [p for p in parameters if p.requires_grad]
         places = _where(chosen)
         if places != self._places:
+            chosen = [p for p in chosen if p.is_floating_point() and local(p).numel()]
             kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for parameter in chosen:
                 kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
@@ -173,43 +179,24 @@ class Updates:
         return {id(p): (row, p.numel()) for p, row in zip(seen, rows, strict=True)}
 
 
-class Rows(Sequence[ParameterStep]):
-    """One parameter on its observed steps. A row is made when it is asked for: a training has many, and a report looks at few."""
-
-    def __init__(self) -> None:
-        self._items: list[Any] = []                                 # a row, or what it is made from
-
-    def later(self, step: int, norm: float | None, scale: float, seen: tuple[list[float], int] | None) -> None:
-        """Add the row of `step`: gradient norm to be divided by the loss `scale`, what `Updates` saw (None: the step did not change it)."""
-        self._items.append((step, norm, scale, seen))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, index: int) -> ParameterStep: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ParameterStep]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        found = self._items[index]
-        if type(found) is tuple:
-            found = self._items[index] = _row(*found)
-        return found
+def rows() -> Lazy[ParameterStep]:
+    """Of one parameter on its observed steps."""
+    return Lazy(_row)
 
 
-def add_rows(rows: dict[int, Rows], step: int, norms: dict[int, float | None], scale: float, updates: dict[int, tuple[list[float], int]]) -> None:
-    """Give every parameter with an update or a gradient its row of `step`."""
-    for key, seen in updates.items():
-        rows.setdefault(key, Rows()).later(step, norms.get(key), scale, seen)
-    for key, norm in norms.items():
-        if key not in updates:
-            rows.setdefault(key, Rows()).later(step, norm, scale, None)
+def add_rows(found: dict[int, Lazy[ParameterStep]], step: int, norms: dict[int, float | None], scale: float,
+             updates: dict[int, tuple[list[float], int]]) -> None:
+    """Give every parameter with an update or a gradient its row of `step`: gradient norm to be divided by the loss `scale`, and what `Updates` saw."""
+    for key in {**updates, **norms}:
+        held = found.get(key)
+        if held is None:
+            held = found[key] = rows()
+        held.add(step, norms.get(key), scale, updates.get(key))
 
 
-def _where(parameters: list[Tensor]) -> list[tuple[int, int]]:
-    return [(id(p), local(p).data_ptr()) for p in parameters]
+def _where(parameters: list[Tensor]) -> list[int]:
+    """Of each parameter its id and where its elements are."""
+    return [place for p in parameters for place in (id(p), p.data_ptr() if type(p) is nn.Parameter else local(p).data_ptr())]
 
 
 class _Kind:

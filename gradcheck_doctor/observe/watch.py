@@ -5,7 +5,6 @@ and `Tensor.backward` is wrapped while attached so that the loss of every step i
 """
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import weakref
@@ -19,19 +18,20 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradcheck_doctor.observe import facts
-from gradcheck_doctor.observe.build import ParameterBook, blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.backward import BackwardCalls
+from gradcheck_doctor.observe.build import ParameterBook
 from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.optimizers import KnownOptimizer
-from gradcheck_doctor.observe.parameters import stays_equal
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
+from gradcheck_doctor.observe.recorded import recorded
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.step_losses import StepLosses
-from gradcheck_doctor.observe.updates import GradientSample, Rows, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
-from gradcheck_doctor.observe.wrappers import class_name
-from gradcheck_doctor.records.recording import Event, Recording, StepRecord
+from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
+from gradcheck_doctor.records.lazy import Lazy
+from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
 FULL_FIRST = 64        # observed steps that look at everything
 FULL_SHARE = 0.25      # of the later ones that share, spread
@@ -69,14 +69,16 @@ class Monitor:
         self.facts = facts.Facts()
         self.ranks = Ranks(channel)
         self.step = 0
-        self.steps: list[StepRecord] = []
+        self.steps = Lazy(_step_record)
         self.curve: list[tuple[int, float]] = []
         self.events: list[Event] = []
-        self.parameter_steps: dict[int, Rows] = {}
+        self.parameter_steps: dict[int, Lazy[ParameterStep]] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
         self._norms: dict[int, float | None] = {}
         self._gradients = GradientSample()
         self._exact = exact
+        self._thorough = True
+        self._price = 0.0                                           # of being called by torch at all
         self._scale = 1.0
         self._losses = StepLosses()
         self._light: list[Tensor] = []
@@ -85,7 +87,7 @@ class Monitor:
         self._foreign: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
         self._counts: dict[str, int] = {}
         self._handles: list[Any] = []
-        self._original_backward: Any = None
+        self._backward_calls = BackwardCalls(self.observer, self._light_backward)
         self._clip_seen = self._early_clip_seen = False
         self.scaler = ScalerSteps(lambda: self.step, lambda optimizer: self._meet(optimizer) is not None, self._scaled_by)
         self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self._on_backward, self._after_backward, self._on_call
@@ -96,10 +98,11 @@ class Monitor:
     def attach(self) -> Monitor:
         if not self._handles:
             self.ranks.reopen()
+            self._price = call_seconds()
             self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
             if self.log is not None:
                 self.log.on_optimizer = self._optimizer_built
-            self._wrap_backward()
+            self._backward_calls.attach()
             self.scaler.attach()
             self._open_window()
         return self
@@ -113,9 +116,7 @@ class Monitor:
         self.scaler.detach()
         if self.log is not None:
             self.log.on_optimizer = None
-        if self._original_backward is not None:
-            Tensor.backward = self._original_backward  # type: ignore[method-assign]
-            self._original_backward = None
+        self._backward_calls.detach()
         if attached and self.ranks.rank:
             self._hand_in()
 
@@ -125,42 +126,33 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _wrap_backward(self) -> None:
-        original = self._original_backward = Tensor.backward
-
-        @functools.wraps(original)
-        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.observer.in_backward:
-                return original(tensor, *args, **kwargs)
-            result = original(tensor, *args, **kwargs)
-            self._light_backward(tensor)
-            return result
-
-        Tensor.backward = backward  # type: ignore[method-assign, assignment]
-
     # -- windows --------------------------------------------------------------------------------------------------------------------
     def _open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
-        self._norms, self._backwards, self._updates = {}, 0, None
+        observer, schedule = self.observer, self.schedule
+        self._backwards = 0
         self._losses.begin()
-        self._clip_seen = self._early_clip_seen = False
-        self.schedule.agreed = self.ranks.join()
-        if self.schedule.wants(self.step) and not self._compiled():
-            self.observer.exact = self._exact or self.schedule.dense(self.step)
-            turn = self.schedule.observed // self.schedule.together
-            self.observer.full = self.observer.exact or turn < FULL_FIRST or turn * GOLDEN % 1.0 < FULL_SHARE
-            self.observer.begin_pass(self.step, before_update=self.step == 0)
-            self.observer.open()
-        elif self.observer.active:
-            self.observer.close()
+        if self.ranks.channel is not None:
+            schedule.agreed = self.ranks.join()
+        if schedule.wants(self.step) and not self._compiled():
+            self._norms, self._updates = {}, None
+            self._clip_seen = self._early_clip_seen = False
+            observer.exact = self._exact or schedule.dense(self.step)
+            turn = schedule.observed // schedule.together
+            self._thorough = turn < FULL_FIRST
+            observer.full = observer.exact or self._thorough or turn * GOLDEN % 1.0 < FULL_SHARE
+            observer.begin_pass(self.step, before_update=self.step == 0)
+            observer.open()
+        elif observer.active:
+            observer.close()
 
     def _compiled(self) -> bool:
-        return self.log is not None and self.log.compiled or any(facts.marked_compiled(m) for m in self.observer.roots.known())
+        return self.log is not None and self.log.compiled or any(map(facts.marked_compiled, self.observer.roots.known()))
 
     @property
     def seconds(self) -> float:
         """Time spent in our own code so far, every step counted, with the price of being called at all."""
-        return self.observer.seconds + self.observer.calls * call_seconds()
+        return self.observer.seconds + self.observer.calls * self._price
 
     def _optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """A new optimizer in the middle of a run begins a new phase: look closely from its first step on."""
@@ -169,36 +161,42 @@ class Monitor:
             self._open_window()
 
     def _on_backward(self, loss: Tensor) -> None:
-        """Just before backward on an observed step: are last step's gradients still there?"""
+        """Just before backward on a step that is seen in full: are last step's gradients still there?"""
+        if not self.observer.full:
+            return
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = not any(left_over(p) for p in known.some(50 if self.observer.full else 8))
+                known.zeroed = not any(left_over(p) for p in known.some(50))
         if self._backwards == 0:
-            if self.observer.full:
-                self.book.take(self.observer)
-                self.facts.before_backward(self.observer, loss)
+            self.book.take(self.observer)
+            self.facts.before_backward(self.observer, loss)
             self._event("backward", span=self.observer.span_at(sys._getframe(4)))
 
     def _after_backward(self) -> None:
         parameters = (p for p, _ in self.book.records.values())
-        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters, self.observer.full)
+        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters, self._thorough)
 
     def _light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
-        start = self.observer.clock()
+        observer = self.observer
+        start = observer.clock()
         try:
             self._backwards += 1
-            if loss.numel() == 1:
-                self._losses.take(loss)
-            if not self.observer.active and self._optimizers and self.schedule.wants_norm(self.step):
-                light = self.observer.clock()
-                gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
-                if gradients and not hasattr(gradients[0], "to_local"):
-                    self._light = list(torch._foreach_norm(gradients))
-                self.schedule.norm_taken(self.observer.clock() - light)
+            with torch._C.DisableTorchFunction():                   # our own mode may be on
+                if loss.numel() == 1:
+                    self._losses.take(loss)
+                if not observer.active and self._optimizers and self.schedule.wants_norm(self.step, start):
+                    self._norm_between()
+                    self.schedule.norm_taken(observer.clock() - start)
         except Exception as error:
-            self.observer.fail(error)
-        self.observer.seconds += self.observer.clock() - start
+            observer.fail(error)
+        observer.seconds += observer.clock() - start
+
+    def _norm_between(self) -> None:
+        """The gradient norm of a step that is not observed."""
+        gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
+        if gradients and not hasattr(gradients[0], "to_local"):
+            self._light = list(torch._foreach_norm(gradients))
 
     def _scaled_by(self, scale: float) -> None:
         self._scale = float(scale) or 1.0
@@ -244,6 +242,7 @@ class Monitor:
             if known is not None:
                 self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
             known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, len(self._optimizers), built)
+            self.observer.changed = True
             self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))
         return known
@@ -277,72 +276,82 @@ class Monitor:
         self.observer.seconds += self.observer.clock() - start
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        start = self.observer.clock()
+        observer = self.observer
+        start = observer.clock()
         try:
-            known = self._meet(optimizer)
-            if known is None:
-                return
+            known = self._optimizers.get(id(optimizer))
+            if known is None or known.ref() is not optimizer:
+                known = self._meet(optimizer)
+                if known is None:
+                    return
             self._close_window(known)
-            self.observer.seconds += self.observer.clock() - start
-            start = self.observer.clock()
             self._open_window()
         except Exception as error:
-            self.observer.fail(error)
-            self.observer.close()
-        self.observer.seconds += self.observer.clock() - start
+            observer.fail(error)
+            observer.close()
+        observer.seconds += observer.clock() - start
         if self.on_step is not None:
             self.on_step(self)
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
             self.stop()
 
     def _close_window(self, known: KnownOptimizer) -> None:
-        observed = self.observer.active
+        observer, step = self.observer, self.step
+        observed = observer.active
         loss, late = self._losses.mean(self._scale)
         norm: float | None = None
-        stale = known.steps > 2 and not known.zeroed and observed and self._backwards > 0
         if observed:
-            add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
-            self.observer.finish_step()
-            norm = global_norm(n for p, n in ((p, self._norms.get(id(p))) for p in known.parameters()))
-            norm = None if norm is None else norm / self._scale
-            if self.ranks.joined:
-                self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
-            self.facts.after_step(self.observer)
-            known.zeroed = False
+            norm = self._finish_step(known)
         elif self._light:
             norm = math.sqrt(sum(n * n for n in torch.stack([n.float() for n in self._light]).tolist())) / self._scale
-        self._light = []
-        known.step_ended()
-        if observed or norm is not None or loss is not None or late is not None:
+            self._light = []
+        rate = known.step_ended()
+        if loss is not None or late is not None or observed or norm is not None:
             if late is not None:
                 self._losses.leave(late, len(self.steps))
-            self.steps.append(StepRecord(step=self.step, loss=loss, grad_norm=norm, lr=known.rate(), backwards=self._backwards, stale_gradient=stale,
-                                         optimizer=known.number))
-        if loss is not None:
-            self._note_loss(self.step, loss)
+            self.steps.add(step, loss, norm, rate, self._backwards, observed and known.stale, known.number)
+            if loss is not None:
+                self._note_loss(step, loss)
+        self.step = step + 1
         if observed or self._losses.many:
             self._settle()
         if observed:
-            if self.observer.full:
-                known.look()
-            self.schedule.done(self.step)
-        self.step += 1
-        if observed and self.on_observed is not None:
-            self.observer.close()
-            self.on_observed(self)
-        self.schedule.spent = self.seconds
+            if observer.full and known.look():
+                observer.changed = True
+            self.schedule.done(step)
+            if self.on_observed is not None:
+                observer.close()
+                self.on_observed(self)
+        self.schedule.spent = observer.seconds + observer.calls * self._price
+
+    def _finish_step(self, known: KnownOptimizer) -> float | None:
+        """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
+        observer = self.observer
+        if observer.full:
+            known.stale = known.steps > 2 and not known.zeroed and self._backwards > 0       # between full steps it stays what it was
+            known.zeroed = False
+        add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
+        observer.finish_step()
+        if self.ranks.joined:
+            self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
+        norm = global_norm(map(self._norms.get, known.held))
+        return None if norm is None else norm / self._scale
 
     def _settle(self) -> None:
         """Fill in the losses that were still on a device."""
         for place, value in self._losses.read():
-            step = self.steps[place].step
-            self.steps[place] = replace(self.steps[place], loss=value)
-            self._note_loss(step, value)
+            record = replace(self.steps[place], loss=value)
+            self.steps.put(place, record)
+            self._note_loss(record.step, value)
 
     def _note_loss(self, step: int, value: float) -> None:
         self.curve.append((step, value))
         if not math.isfinite(value):
             self._exact = True                                      # where it comes from must not be missed by a sample
+
+    def optimizers(self) -> list[KnownOptimizer]:
+        """In the order in which they were met."""
+        return sorted(self._optimizers.values(), key=lambda o: o.number)
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
     def light(self, since: int) -> tuple[tuple[StepRecord, ...], tuple[tuple[int, float], ...]]:
@@ -353,32 +362,7 @@ class Monitor:
 
     def recording(self, kind: str = "run", *, since: int = -1, **probe: Any) -> Recording:
         """Everything seen so far, as an immutable record; its time series only from after step `since`."""
-        observer = self.observer
-        if observer.active:
-            observer.finish_step()
-        observer.collector.flush()
-        self.book.take(observer, everything=True)
-        kept = operations(observer, self.book, kind, since)
-        modules = module_records(observer)
-        held = {key for o in self._optimizers.values() for key in o.held}
-        parameters = tuple(replace(record, in_optimizer=(key in held) if self._optimizers else None,
-                                   rows_equal=record.rows_equal and (self.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
-                           for key, (tensor, record) in self.book.records.items())
-        names = {key: record.name for key, (_, record) in self.book.records.items()}
-        optimizers = tuple(record for o in sorted(self._optimizers.values(), key=lambda o: o.number) if (record := o.record(names)) is not None)
-        models = [observer.roots.roots[i] for i in observer.roots.models()]
-        first = next(iter(models[0].parameters())) if models else None
-        steps, curve = self.light(since)
-        losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
-        return Recording(
-            kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
-            trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
-            dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
-            operations=kept, inputs=input_records(observer), losses=losses, optimizers=optimizers, steps=steps,
-            parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in self.parameter_steps.items() if k in names},
-            events=tuple(e for e in self.events if e.step > since), curve=curve, total_steps=self.step, probe=dict(probe, observed=self.schedule.describe(self.step)),
-            blind_spots=blind_spots(observer, modules), notes={**self.facts.notes(observer, modules), **self.scaler.notes(),
-                                                               "first_seen": {names[k]: s for k, s in self.book.first_seen.items() if k in names}})
+        return recorded(self, kind, since, probe)
 
     def first_look(self, **probe: Any) -> Recording:
         """What an audit sees: one forward and backward, before any optimizer step."""
@@ -397,3 +381,7 @@ class Monitor:
             self.gathered()
         except Exception as error:
             self.observer.fail(error)
+
+
+def _step_record(step: int, loss: float | None, norm: float | None, rate: float | None, backwards: int, stale: bool, optimizer: int) -> StepRecord:
+    return StepRecord(step=step, loss=loss, grad_norm=norm, lr=rate, backwards=backwards, stale_gradient=stale, optimizer=optimizer)

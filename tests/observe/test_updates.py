@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck_doctor.observe.updates import Rows, Updates, add_rows, gradient_norms
+from gradcheck_doctor.observe.updates import Updates, add_rows, gradient_norms
+from gradcheck_doctor.observe.updates import rows as no_rows
 
 
 def seen(updates, step=0, norms=None, scale=1.0):
@@ -66,9 +67,9 @@ def test_values_that_move_to_other_memory_are_followed():
 
 
 def test_rows_are_made_when_they_are_asked_for():
-    rows = Rows()
+    rows = no_rows()
     for step in range(5):
-        rows.later(step, 2.0 * step, 2.0, ([1.0, 0.1], 4) if step % 2 else None)
+        rows.add(step, 2.0 * step, 2.0, ([1.0, 0.1], 4) if step % 2 else None)
     assert [row.step for row in rows] == [0, 1, 2, 3, 4] and [row.grad_norm for row in rows[3:]] == [3.0, 4.0] and rows[-1].update_ratio is None
     assert rows[1].update_ratio == pytest.approx(0.1) and rows[1].weight_norm == 2.0 and rows[1] is rows[1]
     assert [row.step for row in reversed(rows)] == [4, 3, 2, 1, 0] and rows[0] in rows and len(rows) == 5

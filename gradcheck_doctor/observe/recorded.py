@@ -1,0 +1,46 @@
+"""Everything a monitor has seen so far, as one recording."""
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gradcheck_doctor.observe.build import blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.parameters import stays_equal
+from gradcheck_doctor.observe.wrappers import class_name
+from gradcheck_doctor.records.recording import Recording
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.observe.watch import Monitor
+
+
+def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) -> Recording:
+    """Of kind "run" or "audit"; the time series only from after step `since`; `probe` is noted with it."""
+    observer, book, known = monitor.observer, monitor.book, monitor.optimizers()
+    if observer.active:
+        observer.finish_step()
+    observer.collector.flush()
+    book.take(observer, everything=True)
+    kept = operations(observer, book, kind, since)
+    modules = module_records(observer)
+    held = {key for o in known for key in o.held}
+    parameters = tuple(replace(record, in_optimizer=(key in held) if known else None,
+                               rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
+                       for key, (tensor, record) in book.records.items())
+    names = {key: record.name for key, (_, record) in book.records.items()}
+    optimizers = tuple(record for o in known if (record := o.record(names)) is not None)
+    models = [observer.roots.roots[i] for i in observer.roots.models()]
+    first = next(iter(models[0].parameters())) if models else None
+    steps, curve = monitor.light(since)
+    losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
+    return Recording(
+        kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
+        trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
+        dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
+        operations=kept, inputs=input_records(observer), losses=losses, optimizers=optimizers, steps=steps,
+        parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in monitor.parameter_steps.items() if k in names},
+        events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
+        probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules),
+        notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(),
+               "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
