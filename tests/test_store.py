@@ -105,7 +105,7 @@ def test_the_loss_between_observed_steps_is_written_every_few_seconds(tmp_path, 
 
 def test_nan_and_infinity_survive(tmp_path):
     monitor, store = train(tmp_path / "run.db", steps=3)
-    monitor.steps[1] = StepRecord(step=1, loss=math.nan, grad_norm=math.inf)
+    monitor.steps.put(1, StepRecord(step=1, loss=math.nan, grad_norm=math.inf))
     monitor.curve[1] = (1, math.nan)
     store._stale = True
     store.ended(monitor.recording(), "ended")
@@ -119,9 +119,10 @@ def test_size_is_bounded_by_thinning_the_middle(tmp_path):
     monitor, store = train(tmp_path / "run.db", steps=160, limits=limits, on_step=lambda *_: sizes.append(os.path.getsize(tmp_path / "run.db")))
     store.ended(monitor.recording(), "ended")
     recording = read(str(tmp_path / "run.db")).recording
-    kept = [seen.step for seen in recording.operations[-1].observed]
+    kept = [row.step for row in recording.parameter_steps["0.weight"]]
     assert len(kept) <= 60 and kept[:8] == list(range(8)) and kept[-16:] == list(range(144, 160))
-    assert [row.step for row in recording.parameter_steps["0.weight"]] == kept
+    layers = [seen.step for seen in recording.operations[-1].observed]
+    assert set(layers) <= set(kept) and layers[:8] == kept[:8] and len([step for step in layers if step >= 144]) >= 3      # late ones: a quarter sees layers
     assert len(recording.curve) <= 80 and recording.curve[-1][0] == 159
     assert max(sizes[100:]) <= 1.3 * max(sizes[70:100])
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradcheck_doctor.observe.gradient_hook import GradientHook
 from gradcheck_doctor.observe.graph import Node
-from gradcheck_doctor.observe.names import FRAGILE, dtype_name
+from gradcheck_doctor.observe.names import dtype_name
 from gradcheck_doctor.observe.replay import ANY, OUTSIDE, Call
 from gradcheck_doctor.observe.through_time import KEPT
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
 
 KEPT_INPUTS = 4        # batches of each input that are looked at feature by feature
-#: Between two steps seen in full the gradients of these are told by the layers around them.
-COMPANIONS = frozenset({"activation", "norm", "attention", "pool", "scale"})
 
 
 def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -> bool:
@@ -45,13 +43,11 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
         graph.bind(value, node.index)
     if not call.measured:
         return True
-    if observer.full or node.guarded or call.named is not None:
-        _measure_again(observer, call, node, first)
-    if observer.full or not call.companion:
-        for value in output if node.category == "recurrent" and call.outputs else (first,):
-            if value.requires_grad and (made_by := value.grad_fn) is not None:
-                place = value.output_nr
-                (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
+    _measure_again(observer, call, node, first)
+    for value in output if node.category == "recurrent" and call.outputs else (first,):
+        if value.requires_grad and (made_by := value.grad_fn) is not None:
+            place = value.output_nr
+            (call.hook_at(place) or call.hooked(GradientHook(observer, node, place))).attach(made_by)
     return True
 
 
@@ -59,7 +55,7 @@ def _came_again(observer: Observer, node: Node, value: Tensor) -> None:
     """An input of the model, known from earlier passes."""
     observer.graph.ordinal(node.module, "input", node.ordinal + 1)
     observer.graph.bind(value, node.index)
-    if observer.full and value.is_floating_point() and type(value) is Tensor and value.numel():
+    if value.is_floating_point() and type(value) is Tensor and value.numel():
         observer.pending.append((node.forward, observer.collector.put(value.detach(), observer.exact)))
 
 
@@ -85,10 +81,6 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
     assert node is not None
     call.kind, call.ordinal = (id(call.module), node.op), node.ordinal + 1
     call.measured, call.inplace = measured, inplace
-    if node.op in FRAGILE:
-        node.guarded = True
-        for maker in node.producers:
-            graph.nodes[maker].guarded = True
     first_output = output
     if type(output) is tuple and output and all(type(o) is Tensor for o in output):
         call.outputs, first_output = len(output), output[0]
@@ -98,7 +90,6 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
         return call
     call.dtype = first_output.dtype
     call.named = None if call.dtype is torch.float32 else dtype_name(call.dtype)
-    call.companion = node.category in COMPANIONS and node.op not in FRAGILE and first_output.dtype is torch.float32
     entered = [t for t, maker in others if maker is None and graph.maker(t) is not None]      # inputs from outside that became nodes
     first = args[0] if args else None
     if isinstance(first, Tensor):

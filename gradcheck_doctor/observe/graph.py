@@ -67,7 +67,6 @@ class Node:
     gradient: Series = field(default_factory=lambda: Series(largest=True))
     dtypes: dict[int, str] = field(default_factory=dict)
     over_time: list[torch.Tensor] = field(default_factory=list)       # rms of the gradient at each time step, one row a pass
-    guarded: bool = False                     # it has a limited domain, or what takes it has: its least and largest value are wanted on every observed step
 
     def observed(self, since: int = -1) -> tuple[Observed, ...]:
         steps = sorted(step for step in self.forward.keys() | self.gradient.keys() if step > since)

@@ -45,7 +45,6 @@ class Observer(TorchFunctionMode):
         self.scope = Scope(self.roots)
         self.graph = Graph()
         self.tree = Tree(self.graph)
-        self.full = True                        # companions of layers are measured on this step, too
         self.exact = True                       # statistics of whole tensors on this step, else of samples
         self.scope.on_passed = self._passed_on
         self.collector = Collector(limit)
@@ -67,7 +66,7 @@ class Observer(TorchFunctionMode):
         self.changed = True                     # there may be parameters that were not seen before
         self.pending: list[tuple[Series, int]] = []
         self._used: list[Cell] = []                                # known values that no room was made for on this step
-        self._usual: dict[bool, list[Cell]] = {True: [], False: []}        # those that room is made for, by `full`
+        self._usual: list[Cell] = []                               # those that room is made for
         self._prepared = False
         self.early = False                      # the loop clips gradients in front of the forward: see that on every observed step
         self._thread = get_ident()
@@ -128,8 +127,8 @@ class Observer(TorchFunctionMode):
 
     def finish_step(self) -> None:
         """Turn what was gathered on this step into numbers."""
-        usual = self._used                                      # what the next step of this kind is prepared for
-        for cell in self._usual[self.full]:
+        usual = self._used                                      # what the next step is prepared for
+        for cell in self._usual:
             if cell.row is None and cell.place >= 0:
                 usual.append(cell)
         sheet, step = self.collector.finish(later=True), self.step
@@ -139,7 +138,7 @@ class Observer(TorchFunctionMode):
                 cell.place = -1
         self.calls += len(usual)                                # of hooks, nearly half of them
         if usual:
-            self._usual[self.full] = list(dict.fromkeys(usual))
+            self._usual = list(dict.fromkeys(usual))
         self._used, self._prepared = [], False
         for series, place in self.pending:
             if step not in series or series.largest and sheet[place].norm > series[step].norm:
@@ -148,9 +147,9 @@ class Observer(TorchFunctionMode):
         self._begin()
 
     def _prepare(self) -> None:
-        """Room for all samples that the last step of this kind gave. Before the first one: the numbers of earlier steps may be asked for until then."""
+        """Room for all samples that the last step gave. Before the first one: the numbers of earlier steps may be asked for until then."""
         self._prepared = True
-        self.collector.prepare(self._usual[self.full])
+        self.collector.prepare(self._usual)
 
     def take(self, cell: Cell, value: Tensor) -> None:
         """Take statistics of a known value that no room was made for, or not the room it needs."""

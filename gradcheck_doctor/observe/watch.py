@@ -34,7 +34,7 @@ from gradcheck_doctor.records.lazy import Lazy
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
 
 FULL_FIRST = 64        # observed steps that look at everything
-FULL_SHARE = 0.25      # of the later ones that share, spread
+FULL_SHARE = 0.25      # later ones that do, as a share of all steps, spread
 GOLDEN = 0.6180339887498949    # in step with no rhythm in which several optimizers take their turns
 
 
@@ -77,6 +77,8 @@ class Monitor:
         self._norms: dict[int, float | None] = {}
         self._gradients = GradientSample()
         self._exact = exact
+        self.full_share = 1.0 if every == "auto" else min(1.0, FULL_SHARE * int(every))      # of the later observed steps that look at everything
+        self._brief = False                                         # this step is looked at briefly: loss and gradient norms
         self._thorough = True
         self._price = 0.0                                           # of being called by torch at all
         self._scale = 1.0
@@ -134,16 +136,20 @@ class Monitor:
         self._losses.begin()
         if self.ranks.channel is not None:
             schedule.agreed = self.ranks.join()
-        if schedule.wants(self.step) and not self._compiled():
+        self._brief = False
+        if schedule.wants(self.step):
             self._norms, self._updates = {}, None
-            self._clip_seen = self._early_clip_seen = False
             observer.exact = self._exact or schedule.dense(self.step)
             turn = schedule.observed // schedule.together
             self._thorough = turn < FULL_FIRST
-            observer.full = observer.exact or self._thorough or turn * GOLDEN % 1.0 < FULL_SHARE
-            observer.begin_pass(self.step, before_update=self.step == 0)
-            observer.open()
-        elif observer.active:
+            if not observer.exact and not self._thorough and turn * GOLDEN % 1.0 >= self.full_share:
+                self._brief = True
+            elif not self._compiled():
+                self._clip_seen = self._early_clip_seen = False
+                observer.begin_pass(self.step, before_update=self.step == 0)
+                observer.open()
+                return
+        if observer.active:
             observer.close()
 
     def _compiled(self) -> bool:
@@ -162,8 +168,6 @@ class Monitor:
 
     def _on_backward(self, loss: Tensor) -> None:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
-        if not self.observer.full:
-            return
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
                 known.zeroed = not any(left_over(p) for p in known.some(50))
@@ -185,7 +189,9 @@ class Monitor:
             with torch._C.DisableTorchFunction():                   # our own mode may be on
                 if loss.numel() == 1:
                     self._losses.take(loss)
-                if not observer.active and self._optimizers and self.schedule.wants_norm(self.step, start):
+                if self._brief:
+                    self._after_backward()
+                elif not observer.active and self._optimizers and self.schedule.wants_norm(self.step, start):
                     self._norm_between()
                     self.schedule.norm_taken(observer.clock() - start)
         except Exception as error:
@@ -266,9 +272,8 @@ class Monitor:
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
                 with torch._C.DisableTorchFunction():
-                    if self.observer.full:
-                        self._updates = known.updates
-                        self._updates.before(known.parameters())
+                    self._updates = known.updates
+                    self._updates.before(known.parameters())
                     if not self._norms and self._backwards:
                         self._after_backward()
         except Exception as error:
@@ -297,7 +302,7 @@ class Monitor:
 
     def _close_window(self, known: KnownOptimizer) -> None:
         observer, step = self.observer, self.step
-        observed = observer.active
+        observed = observer.active or self._brief
         loss, late = self._losses.mean(self._scale)
         norm: float | None = None
         if observed:
@@ -316,7 +321,7 @@ class Monitor:
         if observed or self._losses.many:
             self._settle()
         if observed:
-            if observer.full and known.look():
+            if observer.active and known.look():
                 observer.changed = True
             self.schedule.done(step)
             if self.on_observed is not None:
@@ -327,11 +332,11 @@ class Monitor:
     def _finish_step(self, known: KnownOptimizer) -> float | None:
         """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
         observer = self.observer
-        if observer.full:
+        add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
+        if not self._brief:
             known.stale = known.steps > 2 and not known.zeroed and self._backwards > 0       # between full steps it stays what it was
             known.zeroed = False
-        add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
-        observer.finish_step()
+            observer.finish_step()
         if self.ranks.joined:
             self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
         norm = global_norm(map(self._norms.get, known.held))

@@ -6,7 +6,7 @@ import time
 import torch
 from torch import nn
 
-from gradcheck_doctor.observe.watch import FULL_FIRST, FULL_SHARE, GOLDEN, Monitor
+from gradcheck_doctor.observe.watch import FULL_FIRST, Monitor
 from tests.benchmarks.protocol import Tool
 
 
@@ -52,7 +52,7 @@ class Later(Doctor):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().attach(model, optimizer)
         self.monitor.step = self.first
-        self.monitor.schedule.observed = next(i for i in range(FULL_FIRST, 2 * FULL_FIRST) if i * GOLDEN % 1.0 < FULL_SHARE)
+        self.monitor.schedule.observed = FULL_FIRST
 
 
 class Idle(Doctor):

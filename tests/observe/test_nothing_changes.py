@@ -241,7 +241,7 @@ def test_a_model_that_another_thread_runs_meanwhile_is_left_alone():
         other(torch.randn(4, 12)).sum().backward()
         modes.append(torch.overrides._len_torch_function_stack())
     with Monitor([model], [optimizer], every=1) as monitor:
-        for _ in range(80):
+        for _ in range(60):
             thread = threading.Thread(target=aside)
             thread.start()
             thread.join()
@@ -250,4 +250,4 @@ def test_a_model_that_another_thread_runs_meanwhile_is_left_alone():
             optimizer.zero_grad()
     recording = monitor.recording()
     assert set(modes) == {0} and {o.module for o in recording.operations if o.module} == {"0", "1", "2"}
-    assert all(len([s for s in o.observed if s.gradient is not None]) == 80 for o in recording.operations if o.op == "linear")
+    assert all(len([s for s in o.observed if s.gradient is not None]) == 60 for o in recording.operations if o.op == "linear")
