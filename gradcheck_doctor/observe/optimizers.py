@@ -5,7 +5,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ class KnownOptimizer:
         self.stale = False                  # the gradients of the step before were still there at the last step seen in full
         self.held: set[int] = set()
         self.updates = Updates()
-        self._initial = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
-        self._rates = self._initial
-        self._last: OptimizerRecord | None = None
+        self.name = type(optimizer).__name__
+        self._initial: list[float | None] = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
+        self._rates: list[Any] = self._initial
+        self._groups: list[dict[str, Any]] = []                     # as they were when last looked at, parameters by id
         self.look()
 
     def parameters(self) -> list[Tensor]:
@@ -43,10 +44,11 @@ class KnownOptimizer:
         return itertools.islice((p for group in groups for p in group["params"] if p.requires_grad), number)
 
     def look(self) -> bool:
-        """Read the parameter groups in full; whether there are new parameters in them."""
+        """Note the parameter groups as they are; whether there are parameters in them that no earlier look saw."""
+        self._read()
         before = len(self.held)
-        self.held.update(id(p) for p in self.parameters())
-        self._last = self._read() or self._last
+        for group in self._groups:
+            self.held.update(group["params"])
         return len(self.held) > before
 
     def step_ended(self) -> float | None:
@@ -57,22 +59,18 @@ class KnownOptimizer:
         self.steps += 1
         return float(self._rates[0]) if self._rates else None
 
-    def _read(self) -> OptimizerRecord | None:
+    def _read(self) -> None:
         optimizer = self.ref()
-        if optimizer is None:
-            return None
-        groups = tuple(OptimizerGroup(
-            lr=float(g.get("lr", math.nan)), parameters=tuple(str(id(p)) for p in g["params"]), weight_decay=float(g.get("weight_decay", 0.0) or 0.0),
-            momentum=float(g.get("momentum", 0.0) or 0.0), eps=g.get("eps"), betas=tuple(float(b) for b in g.get("betas", ())),
-            initial_lr=self._initial[i] if i < len(self._initial) else None) for i, g in enumerate(optimizer.param_groups))
-        return OptimizerRecord(type(optimizer).__name__, groups)
+        if optimizer is not None:
+            self._groups = [{**group, "params": [id(p) for p in group["params"]]} for group in optimizer.param_groups]
 
-    def record(self, names: dict[int, str]) -> OptimizerRecord | None:
-        """The record as of the last step, parameters by `names`."""
-        record = self._read() or self._last
-        if record is None:
-            return None
-        rates = self._rates if len(self._rates) == len(record.groups) else [g.lr for g in record.groups]
-        groups = tuple(replace(g, lr=float(lr), parameters=tuple(names.get(int(p), "?") for p in g.parameters))
-                       for g, lr in zip(record.groups, rates, strict=True))
-        return replace(record, groups=groups, built=self.built, stepped=self.stepped, steps=self.steps)
+    def record(self, names: dict[int, str]) -> OptimizerRecord:
+        """The record as of the last step, parameters by `names`; of one that was deleted as it was when last looked at."""
+        self._read()
+        rates = self._rates if len(self._rates) == len(self._groups) else [g.get("lr", math.nan) for g in self._groups]
+        initial = self._initial + [None] * (len(self._groups) - len(self._initial))
+        groups = tuple(OptimizerGroup(
+            lr=float(lr), parameters=tuple(names.get(p, "?") for p in g["params"]), weight_decay=float(g.get("weight_decay", 0.0) or 0.0),
+            momentum=float(g.get("momentum", 0.0) or 0.0), eps=g.get("eps"), betas=tuple(float(b) for b in g.get("betas", ())),
+            initial_lr=first) for g, lr, first in zip(self._groups, rates, initial, strict=False))
+        return OptimizerRecord(self.name, groups, built=self.built, stepped=self.stepped, steps=self.steps)

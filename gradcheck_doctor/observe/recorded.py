@@ -29,7 +29,7 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
                                rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
                        for key, (tensor, record) in book.records.items())
     names = {key: record.name for key, (_, record) in book.records.items()}
-    optimizers = tuple(record for o in known if (record := o.record(names)) is not None)
+    optimizers = tuple(o.record(names) for o in known)
     models = [observer.roots.roots[i] for i in observer.roots.models()]
     first = next(iter(models[0].parameters())) if models else None
     steps, curve = monitor.light(since)

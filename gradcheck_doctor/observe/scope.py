@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import get_ident
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -156,6 +157,8 @@ class Scope:
         self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
         self._inside: dict[int, Any] = {}
+        self.seconds = 0.0                                         # spent in the two hooks, and how often torch called them
+        self.calls = 0
 
     def attach(self) -> None:
         if not self._handles:
@@ -171,25 +174,34 @@ class Scope:
         self._inside.clear()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._watching():
+        if get_ident() != self._thread or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        if not self.roots.knows(module):                       # one that is known is no wrapper
-            if (inside := wrapped(module)) is not None:
-                self.roots.adopt(module)
-                self._inside[id(inside)] = None
-                return
-            self.roots.meet(module, outermost=not self.stack)
-        if self.on_first is not None:
-            self.on_first()
-        stack, calls, key = self.stack, self.roots.calls, id(module)
-        stack.append(module)
-        calls[key] = calls.get(key, 0) + 1
-        if len(stack) == 1:
-            self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
+        started = perf_counter()
+        stack, roots = self.stack, self.roots
+        if roots.knows(module) or self._met(module):
+            if self.on_first is not None:
+                self.on_first()
+            key = id(module)
+            stack.append(module)
+            roots.calls[key] = roots.calls.get(key, 0) + 1
+            if len(stack) == 1:
+                self.argument_names = {id(a): f"input{i}" for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
+        self.calls += 2
+        self.seconds += perf_counter() - started
+
+    def _met(self, module: nn.Module) -> bool:
+        """Give a new module its name; False for a wrapper, which has none."""
+        if (inside := wrapped(module)) is not None:
+            self.roots.adopt(module)
+            self._inside[id(inside)] = None
+            return False
+        self.roots.meet(module, outermost=not self.stack)
+        return True
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if get_ident() != self._thread:                        # a model that another thread runs meanwhile
             return
+        started = perf_counter()
         if self._inside:
             self._pass(module, output)
         stack = self.stack
@@ -198,9 +210,7 @@ class Scope:
         elif any(m is module for m in stack):
             while stack.pop() is not module:
                 pass
-
-    def _watching(self) -> bool:
-        return get_ident() == self._thread and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        self.seconds += perf_counter() - started
 
     def _pass(self, module: nn.Module, output: Any) -> None:
         """DistributedDataParallel may hand on copies of what the model inside it gave: the same values."""

@@ -17,6 +17,7 @@ _BLOCKS = (BLOCKS, BLOCK)
 SAMPLE = BLOCKS * BLOCK
 SMALL = 4096           # elements of a gradient that is read as a whole
 FEWEST = 64            # elements other than 0 that the sample of a gradient must have
+FEWEST_EVERY = 8       # times that norms are taken, the first among them, these are counted once
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -61,9 +62,12 @@ class GradientSample:
 
     def __init__(self) -> None:
         self._ways: dict[int, tuple[int, float]] = {}               # by id of the parameter: see `_way`
+        self._times = 0
 
-    def norms(self, parameters: Iterable[Tensor], thorough: bool) -> dict[int, float | None]:
-        """As `gradient_norms`; if `thorough` also find out which gradients a sample says little of."""
+    def norms(self, parameters: Iterable[Tensor]) -> dict[int, float | None]:
+        """As `gradient_norms`; now and then also find out which gradients a sample says little of."""
+        thorough = self._times % FEWEST_EVERY == 0
+        self._times += 1
         result: dict[int, float | None] = {}
         chosen: list[Tensor] = []
         values: list[Tensor] = []
@@ -128,7 +132,8 @@ def global_norm(norms: Iterable[float | None]) -> float | None:
 
 def left_over(parameter: Tensor) -> bool:
     """Whether a sample of the gradient holds anything but zeros."""
-    return parameter.grad is not None and not parameter.grad.is_sparse and bool(_pick(parameter.grad).any())
+    gradient = parameter.grad
+    return gradient is not None and not gradient.is_sparse and bool(_pick(gradient).any())
 
 
 def _spacing(count: int) -> int:

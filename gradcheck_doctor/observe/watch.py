@@ -79,7 +79,6 @@ class Monitor:
         self._exact = exact
         self.full_share = 1.0 if every == "auto" else min(1.0, FULL_SHARE * int(every))      # of the later observed steps that look at everything
         self._brief = False                                         # this step is looked at briefly: loss and gradient norms
-        self._thorough = True
         self._price = 0.0                                           # of being called by torch at all
         self._scale = 1.0
         self._losses = StepLosses()
@@ -141,8 +140,7 @@ class Monitor:
             self._norms, self._updates = {}, None
             observer.exact = self._exact or schedule.dense(self.step)
             turn = schedule.observed // schedule.together
-            self._thorough = turn < FULL_FIRST
-            if not observer.exact and not self._thorough and turn * GOLDEN % 1.0 >= self.full_share:
+            if not observer.exact and turn >= FULL_FIRST and turn * GOLDEN % 1.0 >= self.full_share:
                 self._brief = True
             elif not self._compiled():
                 self._clip_seen = self._early_clip_seen = False
@@ -158,7 +156,8 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """Time spent in our own code so far, every step counted, with the price of being called at all."""
-        return self.observer.seconds + self.observer.calls * self._price
+        observer, scope = self.observer, self.observer.scope
+        return observer.seconds + scope.seconds + (observer.calls + scope.calls) * self._price
 
     def _optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """A new optimizer in the middle of a run begins a new phase: look closely from its first step on."""
@@ -170,7 +169,7 @@ class Monitor:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
         for known in self._optimizers.values():
             if known.steps and not known.zeroed:
-                known.zeroed = not any(left_over(p) for p in known.some(50))
+                known.zeroed = not any(map(left_over, known.some(50)))
         if self._backwards == 0:
             self.book.take(self.observer)
             self.facts.before_backward(self.observer, loss)
@@ -178,7 +177,7 @@ class Monitor:
 
     def _after_backward(self) -> None:
         parameters = (p for p, _ in self.book.records.values())
-        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters, self._thorough)
+        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters)
 
     def _light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
@@ -327,7 +326,7 @@ class Monitor:
             if self.on_observed is not None:
                 observer.close()
                 self.on_observed(self)
-        self.schedule.spent = observer.seconds + observer.calls * self._price
+        self.schedule.spent = self.seconds
 
     def _finish_step(self, known: KnownOptimizer) -> float | None:
         """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
