@@ -3,8 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import networkx
-
 
 def spine(producers: Mapping[int, Collection[int]], sources: Collection[int], loss: int) -> frozenset[int]:
     """Dominators of `loss` in the data flow graph.
@@ -17,6 +15,8 @@ def spine(producers: Mapping[int, Collection[int]], sources: Collection[int], lo
     Returns:
         The operations (loss included) that no path from any source to the loss avoids; empty when there is no such path.
     """
+    import networkx                          # a tenth of a second: not before there is a graph
+
     entry = -1
     graph: networkx.DiGraph[int] = networkx.DiGraph()
     graph.add_edges_from((entry, source) for source in sources)

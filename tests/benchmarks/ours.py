@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradcheck_doctor.observe.watch import FULL_FIRST, Monitor
+from tests.benchmarks.models import Workload
 from tests.benchmarks.protocol import Tool
 
 
@@ -43,16 +44,21 @@ class Doctor(Tool):
 
 
 class Later(Doctor):
-    """A watch that is already `first` steps old: the dense start is behind it, and the first step, which is seen in full, is not to be counted."""
+    """A watch that is already `first` steps old: the dense start is behind it, and the first step, which is seen in full, is not to be counted.
 
-    def __init__(self, every: int, name: str | None = None, first: int = 1000) -> None:
+    With `full` it looks at everything on each observed step, as a watch does that observes every fourth step or fewer.
+    """
+
+    def __init__(self, every: int, name: str | None = None, first: int = 1000, *, full: bool = False) -> None:
         super().__init__(every, name or f"every={every}, after step {first}")
-        self.first = first
+        self.first, self.full = first, full
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().attach(model, optimizer)
         self.monitor.step = self.first
         self.monitor.schedule.observed = FULL_FIRST
+        if self.full:
+            self.monitor.full_share = 1.0
 
 
 class Idle(Doctor):
@@ -64,3 +70,35 @@ class Idle(Doctor):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         super().attach(model, optimizer)
         self.monitor.step = 1000
+
+
+def alone(workload: Workload, every: int | str, steps: int) -> tuple[list[float], list[bool], float]:
+    """One watched loop, attached once: seconds in our callbacks on each of `steps`, which of these were observed, seconds of the rest of a step (mean).
+
+    With a number for `every` past the first 64 observed steps; with "auto" from the first step on, which looks at the model for the first time.
+    """
+    torch.manual_seed(0)
+    model, batches = workload.build(), workload.batches()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    inside, observed, wall = [], [], 0.0
+
+    def step() -> None:
+        x, y = next(batches)
+        workload.loss(model, x, y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if every == "auto":
+        step()                                                      # torch's own first step is slow
+    with Monitor([model], [optimizer], every) as monitor:
+        if every != "auto":
+            for _ in range(10):
+                step()
+            monitor.step, monitor.schedule.observed = 1000, FULL_FIRST
+        for _ in range(steps):
+            seen, spent, start = monitor.schedule.observed, monitor.seconds, time.perf_counter()
+            step()
+            wall += time.perf_counter() - start
+            inside.append(monitor.seconds - spent)
+            observed.append(monitor.schedule.observed > seen)
+    return inside, observed, (wall - sum(inside)) / steps

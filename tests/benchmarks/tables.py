@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks.models import Workload
-from tests.benchmarks.ours import Doctor, Idle, Later
+from tests.benchmarks.ours import Doctor, Idle, Later, alone
 from tests.benchmarks.peers import available
 from tests.benchmarks.protocol import Run, Tool, attributed, interleave, ratio
 
@@ -54,38 +54,36 @@ def rounds_for(workload: Workload, quick: bool) -> int:
 def steps(workload: Workload, quick: bool) -> Table:
     """One observed step of each tool against the bare step."""
     rounds = rounds_for(workload, quick)
-    ours = [Later(1, "doctor, observed step"), Doctor(1, "doctor, observed step read in full", exact=True), Idle()]
+    ours = [Later(1, "doctor, every=1 past 64 observed steps"), Later(1, "doctor, full step", full=True), Doctor(1, "doctor, exact step", exact=True), Idle()]
     runs = interleave(workload, [Tool(), Control(), *ours, *available()], rounds)
     base = runs[0]
-    rows = [(run.tool.name, str(ratio(run.cpu, base.cpu)), str(ratio(run.wall, base.wall)), _attributed(run, base)) for run in runs[1:]]
+    rows = [(run.tool.name, str(ratio(run.cpu, base.cpu)), str(ratio(run.wall, base.wall)), *_attributed(run, base)) for run in runs[1:]]
     title = (f"{workload.size}: {statistics.median(base.cpu) * 1e3:.0f} ms of CPU time bare, {rounds} rounds; losses and weights bitwise equal in all "
              f"{len(runs)} runs")
-    return Table(title, ("variant", "CPU time / bare", "wall / bare", "attributed"), rows)
+    return Table(title, ("variant", "CPU time / bare", "wall / bare", "attributed", "mean of that"), rows)
 
 
-def _attributed(run: Run, base: Run) -> str:
+def _attributed(run: Run, base: Run) -> tuple[str, str]:
     found = attributed(run, base)
-    return "" if found is None else str(found)
+    seconds = [s for s in run.inside if s is not None]
+    return ("", "") if found is None else (str(found), f"{1 + statistics.mean(seconds) / statistics.median(base.wall):.3f}")
 
 
 def amortised(workload: Workload, quick: bool) -> Table:
-    """Time in our callbacks over a stretch of steps, divided by the rest of the time of these same steps; `every=50` from the observed and the idle
-    steps of `every=10`."""
-    length = 40 if quick else 80                                # eight observed steps, two of them seen in full
-    tool = Later(10)
-    run = interleave(workload, [tool], rounds=length, warm=1)[0]
-    inside, usual = [s or 0.0 for s in run.inside], (sum(run.wall) - sum(s or 0.0 for s in run.inside)) / length
-    observed = [s for step, s in enumerate(inside, tool.first + 1) if step % 10 == 0]
-    idle = [s for step, s in enumerate(inside, tool.first + 1) if step % 10]
-    fifty = (statistics.mean(observed) + 49 * statistics.mean(idle)) / 50
-    rows = [("every=10, past the first 64 observed", f"{length}", f"{len(observed)}", f"{1 + statistics.mean(inside) / usual:.4f}"),
-            ("of these the observed steps", f"{len(observed)}", f"{len(observed)}", f"{1 + statistics.mean(observed) / usual:.4f}"),
-            ("of these the idle steps", f"{len(idle)}", "0", f"{1 + statistics.mean(idle) / usual:.4f}"),
-            ("every=50, from these", "", "", f"{1 + fifty / usual:.4f}")]
-    tool = Doctor("auto", "every=auto, from the first step")
-    run = interleave(workload, [tool], rounds=20 if quick else 100, warm=0)[0]
-    inside = [s or 0.0 for s in run.inside]
-    rows += [(tool.name, f"{len(inside)}", f"{tool.monitor.schedule.observed}", f"{1 + sum(inside) / (sum(run.wall) - sum(inside)):.4f}"),
+    """Time in our callbacks over a stretch of steps, divided by the rest of the time of these same steps; `every=50` from the steps of `every=10`."""
+    length = 40 if quick else 80
+    rows = []
+    inside, observed, usual = alone(workload, 1, length)
+    rows.append(("every=1, past the first 64 observed", f"{length}", f"{sum(observed)}", f"{1 + statistics.mean(inside) / usual:.4f}"))
+    inside, observed, usual = alone(workload, 10, length)
+    full, idle = [[s for s, seen in zip(inside, observed, strict=True) if seen is wanted] for wanted in (True, False)]
+    fifty = (statistics.mean(full) + 49 * statistics.mean(idle)) / 50
+    rows += [("every=10, past the first 64 observed", f"{length}", f"{len(full)}", f"{1 + statistics.mean(inside) / usual:.4f}"),
+             ("of these the observed steps", f"{len(full)}", f"{len(full)}", f"{1 + statistics.mean(full) / usual:.4f}"),
+             ("of these the idle steps", f"{len(idle)}", "0", f"{1 + statistics.mean(idle) / usual:.4f}"),
+             ("every=50, from these", "", "", f"{1 + fifty / usual:.4f}")]
+    inside, observed, usual = alone(workload, "auto", 40 if quick else 100)
+    rows += [("every=auto, from the first step", f"{len(inside)}", f"{sum(observed)}", f"{1 + statistics.mean(inside) / usual:.4f}"),
              ("of these the first", "1", "1", f"{inside[0] * 1e3:.0f} ms")]
     return Table(workload.size, ("schedule", "steps", "observed", "attributed, amortised"), rows)
 
