@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.collector import Cell
 from gradcheck_doctor.observe.gradient_hook import GradientHook
 from gradcheck_doctor.observe.graph import Node
 from gradcheck_doctor.observe.names import dtype_name
@@ -36,7 +37,7 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
     if call.external is not None:
         if len(observer.input_tensors.get(call.external.index, ())) < KEPT_INPUTS:
             return False
-        _came_again(observer, call.external, args[0])
+        _came_again(observer, call.external, call.entering, args[0])
     observer.tree.here = call
     graph._ordinals[call.kind] = call.ordinal
     for value in output if call.outputs else (output,):
@@ -51,28 +52,35 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
     return True
 
 
-def _came_again(observer: Observer, node: Node, value: Tensor) -> None:
+def _came_again(observer: Observer, node: Node, cell: Cell | None, value: Tensor) -> None:
     """An input of the model, known from earlier passes."""
     observer.graph.ordinal(node.module, "input", node.ordinal + 1)
     observer.graph.bind(value, node.index)
-    if value.is_floating_point() and type(value) is Tensor and value.numel():
-        observer.pending.append((node.forward, observer.collector.put(value.detach(), observer.exact)))
+    if cell is not None and value.is_floating_point() and type(value) is Tensor and value.numel():
+        torch._C._set_grad_enabled(False)
+        try:
+            _take_first(observer, cell, value)
+        finally:
+            torch._C._set_grad_enabled(True)
 
 
 def _measure_again(observer: Observer, call: Call, node: Node, value: Tensor) -> None:
-    """Of several passes on one step the first counts."""
-    cell = call.cell
-    row = cell.row
     torch._C._set_grad_enabled(False)                           # cheaper than to detach; `_watching` has seen it on
     try:
-        if row is None and cell.place < 0 or row is not None and not cell.taken(value, row, observer.collector if observer.exact else None):
-            observer.take(cell, value)
+        _take_first(observer, call.cell, value)
         if node.activity is not None and value.numel():
             node.activity.add(value, observer.before_update, observer.collector, observer.exact)
     finally:
         torch._C._set_grad_enabled(True)
     if call.named is not None:
         node.dtypes[observer.step] = call.named
+
+
+def _take_first(observer: Observer, cell: Cell, value: Tensor) -> None:
+    """Of several passes on one step the first counts."""
+    row = cell.row
+    if row is None and cell.place < 0 or row is not None and not cell.taken(value, row, observer.collector if observer.exact else None):
+        observer.take(cell, value)
 
 
 def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor, int | None]], output: Any, inplace: bool, measured: bool) -> Call:
@@ -100,6 +108,7 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
     if entered and all(t is first for t in entered) and output is not first:
         index = graph.maker(entered[0])
         call.external = graph.nodes[index] if index is not None else None
+        call.entering = Cell(call.external.forward) if call.external is not None else None
     told_apart = call.module is not None or call.made_by >= 0 or call.weight is not None
     special = node.op == "setitem" or node.op in ("sub", "mul") and call.module is None      # a residual, the scaling of the loss
     through_time = node.category == "recurrent" and bool(node.over_time) and len(node.over_time) < KEPT

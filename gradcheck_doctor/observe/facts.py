@@ -1,6 +1,7 @@
 """Facts for single rules that have no place elsewhere; each key of `Recording.notes` is filled here."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 
 def compiled(model: nn.Module) -> bool:
     """True when `model` (or a part of it) was passed through torch.compile."""
-    return any(marked_compiled(m) for m in model.modules())
+    return marked_compiled(model.modules())
 
 
-def marked_compiled(module: nn.Module) -> bool:
-    """True when `module` itself was passed through torch.compile. Looks into its dict: asking a module for what it has not got is slow."""
-    own = module.__dict__
-    return ("_compiled_call_impl" in own and own["_compiled_call_impl"] is not None or type(module).__name__ == "OptimizedModule"
-            or "_compiler_ctx" in own and own["_compiler_ctx"] is not None)                 # how Lightning marks its modules
+def marked_compiled(modules: Iterable[nn.Module]) -> bool:
+    """True when one of `modules` itself was passed through torch.compile. Looks into their dicts: asking a module for what it has not got is slow."""
+    for module in modules:
+        own = module.__dict__
+        if ("_compiled_call_impl" in own and own["_compiled_call_impl"] is not None
+                or "_compiler_ctx" in own and own["_compiler_ctx"] is not None                # how Lightning marks its modules
+                or type(module).__name__ == "OptimizedModule"):
+            return True
+    return False
 
 
 def refuse(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ def spine(producers: Mapping[int, Collection[int]], sources: Collection[int], lo
     Returns:
         The operations (loss included) that no path from any source to the loss avoids; empty when there is no such path.
     """
-    import networkx                          # a tenth of a second: not before there is a graph
+    import networkx  # a tenth of a second: not before there is a graph
 
     entry = -1
     graph: networkx.DiGraph[int] = networkx.DiGraph()

@@ -214,6 +214,7 @@ class _Kind:
         self.views = [_pick(p) for p in members]
         sizes = [v.numel() for v in self.views]
         self.tables = torch.zeros(2, len(members), SAMPLE, device=device, dtype=dtype)
+        self.old, self.change = self.tables.unbind(0)
         self.old_rows, self.new_rows = [
             [row[:n].view(v.shape) for row, n, v in zip(table.unbind(0), sizes, self.views, strict=True)] for table in self.tables]
         self.roots = torch.tensor(sizes, device=device, dtype=dtype).sqrt()
@@ -223,7 +224,7 @@ class _Kind:
 
         An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
         """
-        old, change = self.tables
+        old, change = self.old, self.change
         torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [_pick(p) for p in self.members])
         change -= old
         sizes = torch.linalg.vector_norm(self.tables, dim=2).div_(self.roots)                   # before, change

@@ -151,7 +151,7 @@ class Monitor:
             observer.close()
 
     def _compiled(self) -> bool:
-        return self.log is not None and self.log.compiled or any(map(facts.marked_compiled, self.observer.roots.known()))
+        return self.log is not None and self.log.compiled or facts.marked_compiled(self.observer.roots.known())
 
     @property
     def seconds(self) -> float:
