@@ -41,7 +41,8 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
     32, ... steps and at the end.
 
     Args:
-        every: observe each N-th optimizer step, or "auto" (dense at the start, then rarer, within 1 % of the time).
+        every: observe each N-th optimizer step, or "auto" (dense at the start, then rarer, within 1 % of the time). Below 4, past 64 observed steps,
+            layers are seen on a quarter of all steps, the loss and the gradient norms on the others.
         on_finding: "warn" prints, "stop" ends training after the step, "raise" raises UnhealthyTraining. Errors only for stop and raise.
         treat: "safe" applies the safe cures to the model before its first step (see docs/lightning.md); never to loaded or trained weights,
             never on a resumed run.
