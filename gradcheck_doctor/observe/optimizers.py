@@ -14,6 +14,8 @@ from gradcheck_doctor.observe.updates import Updates
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
+SETTINGS = ("lr", "weight_decay", "momentum", "eps", "betas")       # of a parameter group, kept beside its parameters
+
 
 class KnownOptimizer:
     """An optimizer that steps parameters we watch; does not keep it alive."""
@@ -62,7 +64,8 @@ class KnownOptimizer:
     def _read(self) -> None:
         optimizer = self.ref()
         if optimizer is not None:
-            self._groups = [{**group, "params": [id(p) for p in group["params"]]} for group in optimizer.param_groups]
+            self._groups = [{name: group[name] for name in SETTINGS if name in group} | {"params": [id(p) for p in group["params"]]}
+                            for group in optimizer.param_groups]
 
     def record(self, names: dict[int, str]) -> OptimizerRecord:
         """The record as of the last step, parameters by `names`; of one that was deleted as it was when last looked at."""
