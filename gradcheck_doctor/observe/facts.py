@@ -117,6 +117,7 @@ class Facts:
             "clips_in_source": clips_gradients(files),
             "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, **_lag(self._modules[k])} for k, row in self.batchnorm.items()
                           if k in names},
+            "steps_aside": observer.scope.steps_aside,
             "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),
             "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,
                          "built": log.spans.get(module) if log is not None else None,

@@ -157,6 +157,8 @@ class Scope:
         self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
         self._inside: dict[int, Any] = {}
+        self._aside = False                                        # on this step another network ran, without gradients
+        self.steps_aside = 0                                       # observed steps on which one did: it may set the targets
         self.seconds = 0.0                                         # spent in the two hooks, and how often torch called them
         self.calls = 0
 
@@ -169,12 +171,17 @@ class Scope:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.steps_aside += self._aside
+        self._aside = False
         self.on_first = None
         self.stack.clear()
         self._inside.clear()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if get_ident() != self._thread or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if get_ident() != self._thread or torch.compiler.is_compiling():
+            return
+        if not torch.is_grad_enabled():
+            self._aside = self._aside or not self.roots.knows(module) and next(module.parameters(), None) is not None
             return
         started = perf_counter()
         stack, roots = self.stack, self.roots

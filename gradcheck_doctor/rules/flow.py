@@ -201,7 +201,7 @@ def signal_ratio(recording: Recording, low: Operation, high: Operation, when: Wh
     """What the batch varies at `high`'s output relative to `low`'s (the signal that carries information); None where not measured."""
     ratios = []
     for (a, _), (b, _) in zip(when(recording, low), when(recording, high), strict=False):
-        if a is None or b is None or not a.finite or not b.finite:
+        if a is None or b is None or not a.finite or not b.finite or b.count < 2:      # a single number varies with nothing
             continue
         first, last = (a.sample_std, b.sample_std) if a.sample_std > 0 and b.sample_std >= 0 else (a.std, b.std)
         if first > 0:

@@ -21,7 +21,8 @@ class LossDivergence(Rule):
 
     Why it matters: training makes the model worse.
 
-    When it is harmless: adversarial losses (several optimizers: not judged), annealed losses, reinforcement learning.
+    When it is harmless: adversarial losses (several optimizers: not judged), annealed losses; where another network, run without gradients on at least
+    half of the observed steps, may set targets that move (a target network in reinforcement learning, a mean teacher): info.
 
     Sources: standard practice; two times the first fifth.
     """
@@ -45,7 +46,9 @@ class LossDivergence(Rule):
         unbounded = last < 0 and first - last > 100 * max(1.0, abs(first))
         value = 10.0 if unbounded else last / first if first > 0 else 0.0
         record = recording.optimizers[0] if recording.optimizers else None
-        yield Measurement(value=value, location=record.built or record.stepped if record is not None else None,
+        observed = len({seen.step for o in recording.operations for seen in o.observed})
+        moving = 2 * recording.notes.get("steps_aside", 0) >= max(1, observed)
+        yield Measurement(value=value, location=record.built or record.stepped if record is not None else None, cap="info" if moving else None,
                           evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded})
 
     def message(self, m: Measurement) -> str:
