@@ -23,7 +23,7 @@ LEARNED = 0.9          # share of the first loss that is gone where a run has le
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
 NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
-LOSS_CHANGING = frozenset({"replace-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
+LOSS_CHANGING = frozenset({"replace-loss", "minimise-loss", "remove-output-activation", "mean-reduction", "match-shapes"})
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def _figures(finding: Finding, judgement: Judgement) -> dict[str, float]:
 def beaten(treatment: str, before: Judgement, after: Judgement, controls: Sequence[Judgement | None]) -> bool:
     """The median of treatments drawn blindly does clearly better: the fix has less than nine tenths of their gain.
 
-    A control that crashed gains nothing; a fix that changes the loss is compared by the share of the loss that is gone; one that is not about the
-    loss is not compared by it.
+    A control that crashed gains nothing; a fix that changes the loss is compared by the share of the loss that is gone, in which a loss below 0 counts
+    for nothing; one that is not about the loss is not compared by it.
     """
     if not controls or treatment in NEUTRAL:
         return False
@@ -127,7 +127,9 @@ def beaten(treatment: str, before: Judgement, after: Judgement, controls: Sequen
     def score(judgement: Judgement | None) -> float:
         if judgement is None:
             return -math.inf
-        return judgement.progress if changed else -judgement.last_loss
+        if not changed:
+            return -judgement.last_loss
+        return judgement.progress if judgement.progress <= 1.0 else 0.0
 
     usual, start = median(score(c) for c in controls), max(score(before), -1e30)
     return math.isfinite(usual) and usual > start and score(after) < start + 0.9 * (usual - start)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
@@ -142,4 +143,24 @@ def scale_output(context: Context, finding: Finding, prescription: Prescription)
     return [tree.replace(value, f"{text if simple else f'({text})'} * {std:.4g}{shift}")]
 
 
-PLANNERS = {"replace-loss": replace_loss, "mean-reduction": mean_reduction, "match-shapes": match_shapes, "scale-output": scale_output}
+def minimise_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The loss without the minus sign in front of it."""
+    span = prescription.span
+    tree = context.tree(span.file if span is not None else None)
+    for node in ast.walk(tree.root):
+        if span is not None and isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            here = tree.span(node)
+            if (here.line, here.column) == (span.line, span.column):
+                return [tree.replace(node, tree.source(node.operand)) if not _in_brackets(tree, node, here) else Edit(
+                    replace(here, column=(here.column or 1) - 1, end_column=(here.end_column or 1) + 1), tree.source(node.operand))]
+    raise TreatmentRefused("no minus sign stands where the loss is made; minimise the loss itself")
+
+
+def _in_brackets(tree: Tree, node: ast.UnaryOp, here: Span) -> bool:
+    """(-loss).backward(): without its minus the name needs no brackets."""
+    before, after = tree.lines[here.line - 1][: (here.column or 1) - 1], tree.lines[(here.end_line or here.line) - 1][(here.end_column or 1) - 1:]
+    return (isinstance(tree.parents.get(node), ast.Attribute) and isinstance(node.operand, (ast.Name, ast.Attribute, ast.Call))
+            and before.endswith("(") and after.startswith(")"))
+
+
+PLANNERS = {"minimise-loss": minimise_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction, "match-shapes": match_shapes, "scale-output": scale_output}

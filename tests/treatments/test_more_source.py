@@ -80,6 +80,15 @@ def test_losses(tmp_path):
         edit(tmp_path, text.replace("out", "net(x)"), "match-shapes", where="f(net(x), y)")
 
 
+def test_the_minus_in_front_of_a_loss(tmp_path):
+    text = HEAD + "loss = -nn.functional.mse_loss(out, y)\nloss.backward()\n"
+    assert edit(tmp_path, text, "minimise-loss", where="-nn.functional.mse_loss(out, y)") == text.replace("= -nn", "= nn")
+    text = HEAD + "loss = f(out, y)\n(-loss).backward()\n"
+    assert edit(tmp_path, text, "minimise-loss", where="-loss") == text.replace("(-loss)", "loss")
+    with pytest.raises(TreatmentRefused, match="minus"):
+        edit(tmp_path, text, "minimise-loss", where="f(out, y)")
+
+
 def test_scale_output(tmp_path):
     text = HEAD + "class Net(nn.Module):\n    def forward(self, x):\n        return self.c(x).squeeze(-1)\n"
     assert edit(tmp_path, text, "scale-output", mean=-1000.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250 - 1000")

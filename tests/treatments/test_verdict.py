@@ -35,3 +35,11 @@ def test_what_protects_something_else_leaves_the_loss_as_it_is(last, after, stat
     before, seen = judged(2.3, 0.019, moving), judged(2.3, last, *left)
     assert verdict(moving, "eval-batchnorm", before, seen, run=True).status == status
     assert not beaten("eval-batchnorm", before, seen, [judged(2.3, 0.001)] * 3) and beaten("initialise", before, judged(2.3, 0.018), [judged(2.3, 0.001)] * 3)
+
+
+def test_a_loss_below_0_is_no_gain_beside_one_that_is_minimised():
+    """With the minus sign left in, every treatment that speeds training up drives the loss further down."""
+    raised = Finding("GD706", "loss-divergence", "error", "m")
+    before, after, faster = judged(-3.0, -130.0, raised), judged(3.0, 0.3), [judged(-3.0, -9000.0, raised)] * 3
+    assert verdict(raised, "minimise-loss", before, after, run=True).status == "improved" and not beaten("minimise-loss", before, after, faster)
+    assert beaten("minimise-loss", before, judged(3.0, 2.0), [judged(3.0, 0.1)] * 3)

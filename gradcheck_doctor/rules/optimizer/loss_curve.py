@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import learned, phase_curve, phase_start
 from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
 
 LEAST = 20             # losses
+#: Losses that are 0 at best.
+POSITIVE = frozenset({"cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 
 
 class LossDivergence(Rule):
     """The loss ends clearly above where it began.
 
-    What it measures: median of the last fifth of the losses over that of the first fifth.
+    What it measures: median of the last fifth of the losses over that of the first fifth; of a loss that cannot be negative and goes into backward with a
+    minus sign, how far it was raised.
 
     Why it matters: training makes the model worse.
 
@@ -44,17 +47,24 @@ class LossDivergence(Rule):
         if not math.isfinite(last):
             return
         unbounded = last < 0 and first - last > 100 * max(1.0, abs(first))
-        value = 10.0 if unbounded else last / first if first > 0 else 0.0
+        raised = _raised(recording) if last < first < 0 else None
+        value = 10.0 if unbounded else last / first if first > 0 or raised is not None else 0.0
         record = recording.optimizers[0] if recording.optimizers else None
         observed = len({seen.step for o in recording.operations for seen in o.observed})
         moving = 2 * recording.notes.get("steps_aside", 0) >= max(1, observed)
-        yield Measurement(value=value, location=record.built or record.stepped if record is not None else None, cap="info" if moving else None,
-                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded})
+        place = raised.called if raised is not None else record.built or record.stepped if record is not None else None
+        yield Measurement(value=value, location=place, cap="info" if moving else None,
+                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded, "raised": recording.losses[0].op if raised else ""})
 
     def message(self, m: Measurement) -> str:
-        return f"the loss goes from {m.evidence['first_fifth']:.3g} (first fifth) to {m.evidence['last_fifth']:.3g} (last fifth)"
+        first, last, raised = m.evidence["first_fifth"], m.evidence["last_fifth"], m.evidence["raised"]
+        if raised:
+            return f"{raised} goes into backward with a minus sign, so training raises it: from {-first:.3g} (first fifth) to {-last:.3g} (last fifth)"
+        return f"the loss goes from {first:.3g} (first fifth) to {last:.3g} (last fifth)"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if m.evidence["raised"]:
+            return (Prescription("minimise-loss", f"Take the minus off: minimise {m.evidence['raised']}", kind="loss", span=m.location),)
         chosen = largest_lr(recording)
         cures = [Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip",
                               span=recording.optimizers[0].stepped if recording.optimizers else None, arguments={"max_norm": 1.0})]
@@ -63,6 +73,17 @@ class LossDivergence(Rule):
             cures.insert(0, Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / 10:g}", kind="optimizer", span=record.built,
                                          arguments={"lr": lr / 10, "old": lr}))
         return tuple(cures)
+
+
+def _raised(recording: Recording) -> Operation | None:
+    """The minus sign in front of the only loss, where that is the mean or sum of values that cannot be negative and the model's own weights are trained."""
+    if len(recording.losses) != 1 or recording.losses[0].op not in POSITIVE or recording.losses[0].reduction == "none":
+        return None
+    users = recording.consumers.get(recording.losses[0].operation, ())
+    minus = recording.operations[users[0]] if len(users) == 1 else None
+    held = {name for o in recording.optimizers for g in o.groups for name in g.parameters}
+    trained = any(p.name in held and p.module and len(p.shape) > 1 for p in recording.parameters)
+    return minus if minus is not None and trained and minus.op == "neg" and not recording.consumers[minus.index] else None
 
 
 class LossOscillation(Rule):
