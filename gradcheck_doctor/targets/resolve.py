@@ -234,7 +234,7 @@ def _target(name: str, model: nn.Module, module: ModuleType, options: Options, l
     if options.device:
         try:
             model = model.to(options.device)
-        except (AssertionError, RuntimeError, NotImplementedError) as error:
+        except (AssertionError, RuntimeError) as error:
             raise TargetError(f"the model cannot be moved to --device {options.device}: {_first_line(error)}") from error
     if any(p.is_meta for p in model.parameters()):
         return Target(name, model, lambda m: torch.zeros(()), log=log, seed=options.seed)
