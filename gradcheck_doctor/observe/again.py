@@ -35,9 +35,10 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
         return False
     graph = observer.graph
     if call.external is not None:
-        if len(observer.input_tensors.get(call.external.index, ())) < KEPT_INPUTS:
+        entered, cell = call.external
+        if len(observer.input_tensors.get(entered.index, ())) < KEPT_INPUTS:
             return False
-        _came_again(observer, call.external, call.entering, args[0])
+        _came_again(observer, entered, cell, args[0])
     observer.tree.here = call
     graph._ordinals[call.kind] = call.ordinal
     for value in output if call.outputs else (output,):
@@ -52,11 +53,11 @@ def follow(observer: Observer, call: Call, args: tuple[Any, ...], output: Any) -
     return True
 
 
-def _came_again(observer: Observer, node: Node, cell: Cell | None, value: Tensor) -> None:
+def _came_again(observer: Observer, node: Node, cell: Cell, value: Tensor) -> None:
     """An input of the model, known from earlier passes."""
     observer.graph.ordinal(node.module, "input", node.ordinal + 1)
     observer.graph.bind(value, node.index)
-    if cell is not None and value.is_floating_point() and type(value) is Tensor and value.numel():
+    if value.is_floating_point() and type(value) is Tensor and value.numel():
         torch._C._set_grad_enabled(False)
         try:
             _take_first(observer, cell, value)
@@ -107,8 +108,7 @@ def learned(observer: Observer, call: Call, args: Any, others: list[tuple[Tensor
         call.weight = args[1]
     if entered and all(t is first for t in entered) and output is not first:
         index = graph.maker(entered[0])
-        call.external = graph.nodes[index] if index is not None else None
-        call.entering = Cell(call.external.forward) if call.external is not None else None
+        call.external = (graph.nodes[index], Cell(graph.nodes[index].forward)) if index is not None else None
     told_apart = call.module is not None or call.made_by >= 0 or call.weight is not None
     special = node.op == "setitem" or node.op in ("sub", "mul") and call.module is None      # a residual, the scaling of the loss
     through_time = node.category == "recurrent" and bool(node.over_time) and len(node.over_time) < KEPT

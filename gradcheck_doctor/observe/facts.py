@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
 
 
-def compiled(model: nn.Module) -> bool:
-    """True when `model` (or a part of it) was passed through torch.compile."""
-    return marked_compiled(model.modules())
-
-
 def marked_compiled(modules: Iterable[nn.Module]) -> bool:
     """True when one of `modules` itself was passed through torch.compile. Looks into their dicts: asking a module for what it has not got is slow."""
     for module in modules:
@@ -118,7 +113,7 @@ class Facts:
             "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, **_lag(self._modules[k])} for k, row in self.batchnorm.items()
                           if k in names},
             "steps_aside": observer.scope.steps_aside,
-            "autocast": self.autocast, "scaled": self.scaled, "compiled": any(compiled(r) for r in observer.roots.roots),
+            "autocast": self.autocast, "scaled": self.scaled, "compiled": marked_compiled(m for r in observer.roots.roots for m in r.modules()),
             "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,
                          "built": log.spans.get(module) if log is not None else None,
                          "parameters": [n for n, p in module.named_parameters() if p.requires_grad]}

@@ -25,7 +25,7 @@ ANY, OUTSIDE = -2, -1  # who made the first argument: not compared, nobody we sa
 class Call:
     """One call of a torch function in one place of the pass."""
 
-    __slots__ = ("cell", "dtype", "entering", "external", "following", "func", "hooks", "inplace", "kind", "made_by", "measured", "module", "named", "node",
+    __slots__ = ("cell", "dtype", "external", "following", "func", "hooks", "inplace", "kind", "made_by", "measured", "module", "named", "node",
                  "ordinal", "outputs", "quick", "weight")
 
     def __init__(self, func: Callable[..., Any] | None, module: nn.Module | None, node: Node | None) -> None:
@@ -33,8 +33,7 @@ class Call:
         self.following: list[Call] = []
         self.made_by = ANY                      # index of the operation that made the first argument
         self.weight: Tensor | None = None       # the parameter that is the second argument
-        self.external: Node | None = None       # the input node that the first argument is
-        self.entering: Cell | None = None       # and where its sample goes
+        self.external: tuple[Node, Cell] | None = None       # the input node that the first argument is, and where its sample goes
         self.quick = False                      # it can be measured again without being analysed
         self.measured = self.inplace = False
         self.outputs = 0                        # length of the tuple it returns, 0 for a tensor

@@ -145,15 +145,14 @@ def scale_output(context: Context, finding: Finding, prescription: Prescription)
 
 def minimise_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The loss without the minus sign in front of it."""
-    span = prescription.span
-    tree = context.tree(span.file if span is not None else None)
-    for node in ast.walk(tree.root):
-        if span is not None and isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            here = tree.span(node)
-            if (here.line, here.column) == (span.line, span.column):
-                return [tree.replace(node, tree.source(node.operand)) if not _in_brackets(tree, node, here) else Edit(
-                    replace(here, column=(here.column or 1) - 1, end_column=(here.end_column or 1) + 1), tree.source(node.operand))]
-    raise TreatmentRefused("no minus sign stands where the loss is made; minimise the loss itself")
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    node = tree.expression(prescription.span)
+    if not isinstance(node, ast.UnaryOp) or not isinstance(node.op, ast.USub):
+        raise TreatmentRefused("no minus sign stands where the loss is made; minimise the loss itself")
+    here = tree.span(node)
+    if _in_brackets(tree, node, here):
+        here = replace(here, column=(here.column or 1) - 1, end_column=(here.end_column or 1) + 1)
+    return [Edit(here, tree.source(node.operand))]
 
 
 def _in_brackets(tree: Tree, node: ast.UnaryOp, here: Span) -> bool:

@@ -72,20 +72,24 @@ def _attributed(run: Run, base: Run) -> tuple[str, str]:
 def amortised(workload: Workload, quick: bool) -> Table:
     """Time in our callbacks over a stretch of steps, divided by the rest of the time of these same steps; `every=50` from the steps of `every=10`."""
     length = 40 if quick else 80
-    rows = []
     inside, observed, usual = alone(workload, 1, length)
-    rows.append(("every=1, past the first 64 observed", f"{length}", f"{sum(observed)}", f"{1 + statistics.mean(inside) / usual:.4f}"))
+    rows = [("every=1, past the first 64 observed", f"{length}", f"{sum(observed)}", _over(inside, usual))]
     inside, observed, usual = alone(workload, 10, length)
     full, idle = [[s for s, seen in zip(inside, observed, strict=True) if seen is wanted] for wanted in (True, False)]
-    fifty = (statistics.mean(full) + 49 * statistics.mean(idle)) / 50
-    rows += [("every=10, past the first 64 observed", f"{length}", f"{len(full)}", f"{1 + statistics.mean(inside) / usual:.4f}"),
-             ("of these the observed steps", f"{len(full)}", f"{len(full)}", f"{1 + statistics.mean(full) / usual:.4f}"),
-             ("of these the idle steps", f"{len(idle)}", "0", f"{1 + statistics.mean(idle) / usual:.4f}"),
-             ("every=50, from these", "", "", f"{1 + fifty / usual:.4f}")]
+    fifty = [statistics.mean(full), *[statistics.mean(idle)] * 49]
+    rows += [("every=10, past the first 64 observed", f"{length}", f"{len(full)}", _over(inside, usual)),
+             ("of these the observed steps", f"{len(full)}", f"{len(full)}", _over(full, usual)),
+             ("of these the idle steps", f"{len(idle)}", "0", _over(idle, usual)),
+             ("every=50, from these", "", "", _over(fifty, usual))]
     inside, observed, usual = alone(workload, "auto", 40 if quick else 100)
-    rows += [("every=auto, from the first step", f"{len(inside)}", f"{sum(observed)}", f"{1 + statistics.mean(inside) / usual:.4f}"),
+    rows += [("every=auto, from the first step", f"{len(inside)}", f"{sum(observed)}", _over(inside, usual)),
              ("of these the first", "1", "1", f"{inside[0] * 1e3:.0f} ms")]
     return Table(workload.size, ("schedule", "steps", "observed", "attributed, amortised"), rows)
+
+
+def _over(seconds: list[float], usual: float) -> str:
+    """A step with the mean of `seconds` in our callbacks over one without."""
+    return f"{1 + statistics.mean(seconds) / usual:.4f}"
 
 
 def memory(workload: Workload) -> Table:

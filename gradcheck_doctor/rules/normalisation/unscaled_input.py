@@ -6,8 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import ahead, falling, location, mild, progress
-
-REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+from gradcheck_doctor.rules.losses import REGRESSION
 
 
 class UnscaledInput(Rule):

@@ -9,11 +9,12 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import learned, phase_curve, phase_start
+from gradcheck_doctor.rules.losses import REGRESSION
 from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
 
 LEAST = 20             # losses
 #: Losses that are 0 at best.
-POSITIVE = frozenset({"cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+POSITIVE = REGRESSION | {"cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits"}
 
 
 class LossDivergence(Rule):

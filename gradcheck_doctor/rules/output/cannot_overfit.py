@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import LossRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.losses import REGRESSION
 
 ROOM = 10              # trainable parameters for each target value: fewer cannot learn noise by heart
 LEARNED = 0.05         # a first loss so small leaves nothing to learn
-FLOOR_AT_ZERO = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "cross_entropy", "nll_loss"})
+FLOOR_AT_ZERO = REGRESSION | {"cross_entropy", "nll_loss"}
 
 
 class CannotOverfit(Rule):

@@ -6,6 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.losses import REGRESSION
 
 
 class LossTargetMismatch(Rule):
@@ -32,7 +33,7 @@ class LossTargetMismatch(Rule):
             if loss.op in ("mse_loss", "l1_loss", "smooth_l1_loss") and loss.target_one_hot and len(loss.target_shape) == 2 and loss.target_shape[0] >= 4:
                 yield Measurement(value=1.0, op=loss.op, location=loss.span, operations=(loss.operation,), cap=mild(recording),
                                   evidence={"classes": loss.target_shape[1]})
-            elif loss.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and (wrong := _wrong(loss)):
+            elif loss.op in REGRESSION and (wrong := _wrong(loss)):
                 yield Measurement(value=2.0, op=loss.op, location=loss.span, operations=(loss.operation,), evidence={"classes": loss.target_distinct, "wrong": wrong})
 
     def message(self, m: Measurement) -> str:
