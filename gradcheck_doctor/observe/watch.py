@@ -244,9 +244,10 @@ class Monitor:
                 self._foreign[id(optimizer)] = weakref.ref(optimizer)
                 return None
             built = self.log.optimizers.get(optimizer) if self.log is not None else None
+            number = len(self._optimizers)
             if known is not None:
                 self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
-            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, len(self._optimizers), built)
+            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, number, built)
             self.observer.changed = True
             self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))
