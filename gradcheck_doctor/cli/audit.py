@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import click
 
+from gradcheck_doctor.cli.loading import loading
 from gradcheck_doctor.cli.options import Probe, Shared, probe_options, shared_options
 
 
@@ -17,6 +18,7 @@ def command(targets: tuple[str, ...], probe: Probe, skip_unbuildable: bool, shar
     TARGET is path.py, path.py:NAME, path.py:EXPR, package.module:EXPR or a folder.
     """
     from gradcheck_doctor.cli.output import deliver
-    from gradcheck_doctor.cli.probing import probed
+    with loading():
+        from gradcheck_doctor.cli.probing import probed
 
     return deliver(probed(targets, probe, skip_unbuildable, shared.config), shared)

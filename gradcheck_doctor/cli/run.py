@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradcheck_doctor.cli.loading import loading
 from gradcheck_doctor.cli.options import Shared, shared_options
 from gradcheck_doctor.report.render import MACHINE, format_of
 
@@ -51,10 +52,11 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
 def _observed(script: str, arguments: tuple[str, ...], module: bool, every: int | str, max_steps: int | None, store: str | None,
               shared: Shared) -> ScriptResult:
     """Run the script, with a store and a live line where they are wanted (by the first process of several)."""
-    from gradcheck_doctor.integrations.live import LiveLine
-    from gradcheck_doctor.integrations.script import run_script
-    from gradcheck_doctor.observe.distributed import launched_rank
-    from gradcheck_doctor.session import examine
+    with loading():
+        from gradcheck_doctor.integrations.live import LiveLine
+        from gradcheck_doctor.integrations.script import run_script
+        from gradcheck_doctor.observe.distributed import launched_rank
+        from gradcheck_doctor.session import examine
 
     listeners: list[Any] = []
     first = launched_rank() == 0

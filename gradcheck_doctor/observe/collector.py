@@ -70,7 +70,7 @@ class _Rows:
 
     def next(self) -> Tensor:
         if self.used == len(self.views):
-            block = torch.empty(max(8, len(self.views)), *self.shape, device=self.device, dtype=torch.float32)
+            block = torch.empty(max(8, len(self.views) // 8), *self.shape, device=self.device, dtype=torch.float32)
             self.blocks.append(block)
             self.views += block.unbind(0)
         self.used += 1
@@ -338,7 +338,7 @@ def to_host(tensors: list[Tensor]) -> list[Tensor]:
 def _statistics(stacks: list[Tensor]) -> list[Tensor]:
     """mean, variance, zero share, variance over samples, least and largest of each sample; (tensors, 6) for each stack of equally shaped samples.
 
-    Samples of one size go together, however they are shaped: with tables this small it is the number of operations that counts.
+    A sample of one number gives that number six times: `_summary` knows the rest. Samples of one size go together, however they are shaped: with tables this small it is the number of operations that counts.
     """
     kinds: dict[tuple[torch.device, int], list[int]] = {}
     for i, stack in enumerate(stacks):
@@ -347,7 +347,7 @@ def _statistics(stacks: list[Tensor]) -> list[Tensor]:
     for (_, size), members in kinds.items():
         counts = [len(stacks[i]) for i in members]
         flat = torch.cat([stacks[i].flatten(1) for i in members]) if len(members) > 1 else stacks[members[0]].flatten(1)
-        numbers = _of_samples(flat) if size > 1 else _of_numbers(flat)
+        numbers = _of_samples(flat) if size > 1 else flat.expand(-1, 6)
         for i, part in zip(members, numbers.split(counts), strict=True):
             if stacks[i].shape[1] > 1:
                 part[:, 3] = _between(stacks[i])
@@ -364,13 +364,6 @@ def _of_samples(flat: Tensor) -> Tensor:
     return torch.stack([mean, variance, zeros, torch.full_like(mean, math.nan), flat.amin(1), flat.amax(1)], dim=1)
 
 
-def _of_numbers(flat: Tensor) -> Tensor:
-    """Each sample is one number."""
-    value = flat.squeeze(1)
-    nothing = torch.zeros_like(value)
-    return torch.stack([value, nothing, (value == 0.0).float(), nothing + math.nan, value, value], dim=1)
-
-
 def _between(stack: Tensor) -> Tensor:
     """Mean over the features of the variance over the samples; stack is (tensors, samples, features)."""
     return torch.sub(stack, stack.mean(dim=1, keepdim=True)).square_().flatten(1).mean(1)
@@ -379,6 +372,8 @@ def _between(stack: Tensor) -> Tensor:
 def _summary(place: _Place, row: list[float], numbers: list[float]) -> Summary:
     mean, variance, zeros, between, low, high = row
     (_, count, whole), _, exact, total, _ = place
+    if count == 1:
+        variance, zeros, between = 0.0, float(mean == 0.0), math.nan
     if exact >= 0:
         total, low, high = numbers[exact: exact + 3]
     mean_square = total / count if math.isfinite(total) else variance + mean * mean

@@ -17,6 +17,7 @@ SHARE = 0.95          # of the samples on which a unit must be saturated
 WINDOW = 8            # observed steps of a window; `units_last` covers the newest and the one before it
 SHORTEST, ENOUGH = 4, 1000      # fewer steps are a window where they hold that many samples
 FEW = 128             # samples (and positions) of a unit that are looked at on a step that is not seen in full
+SHORT = 64            # positions of a unit that are reduced after its samples where they are fewer: a sum of rows is faster than sums of short rows
 Seen = tuple[Tensor, Tensor, int]
 
 
@@ -137,12 +138,13 @@ def _few(value: Tensor, axis: int) -> Tensor:
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:
-    """`reduce` over every axis but the units': the innermost in memory first, which is much faster than all at once."""
+    """`reduce` over every axis but the units': one at a time, the longer run of memory first, which is much faster than all at once."""
     if value.dim() == 2:
         return reduce(value, dim=0)
     if axis == -1:
         return reduce(value.reshape(-1, value.shape[-1]), dim=0)
-    return reduce(reduce(value.flatten(2), dim=2), dim=0)
+    positions = value.flatten(2)
+    return reduce(reduce(positions, dim=0), dim=1) if positions.shape[2] < SHORT else reduce(reduce(positions, dim=2), dim=0)
 
 
 def _indices(chosen: Tensor) -> tuple[int, ...]:

@@ -173,3 +173,29 @@ def test_the_live_line_says_health_step_loss_and_worst_finding_and_goes(folder):
 def test_no_live_line_when_quiet_or_without_a_terminal(folder):
     assert on_a_terminal(folder, "--quiet", steps="9") == ""
     assert doctor("run", "--max-steps", "3", "forever.py", "9", "0", cwd=folder).stderr == ""
+
+
+def test_the_collector_works_as_ever_in_the_script_and_leaves_what_was_loaded_before_alone(folder):
+    (folder / "cycles.py").write_text("""
+import gc, weakref
+import torch
+
+class Node: pass
+
+loaded, node = gc.get_freeze_count(), Node()
+node.itself, gone, model = node, weakref.ref(node), torch.nn.Linear(2, 2)
+del node
+for _ in range(3000):
+    [[]].append([])
+kept = [[] for _ in range(3000)]
+print("ENABLED", gc.isenabled(), "FREED", gone() is None, "LOADED", loaded > 50_000, "MODEL", any(o is model for o in gc.get_objects()))
+""")
+    done = doctor("run", "cycles.py", cwd=folder)
+    assert "ENABLED True FREED True LOADED True MODEL True" in done.stdout, done.stderr
+
+
+def test_a_process_that_has_torch_already_is_left_alone(folder):
+    code = ("import gc, torch; from click.testing import CliRunner; from gradcheck_doctor.cli.main import cli; "
+            "print(CliRunner().invoke(cli, ['run', 'workers.py', '--start', 'fork']).exit_code, gc.isenabled(), gc.get_freeze_count())")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.stdout.endswith("True 0\n"), done.stderr
