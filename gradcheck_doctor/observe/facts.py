@@ -87,7 +87,8 @@ class Facts:
         self.autocast = next((d for d in ("float16", "bfloat16") if d in observer.dtypes and "float32" in observer.dtypes), self.autocast)
 
     def _batchnorm(self, module: Any) -> None:
-        frozen = module.weight is not None and not module.weight.requires_grad
+        weight = module._parameters.get("weight")
+        frozen = weight is not None and not weight.requires_grad
         row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "start": None, "change": 0.0})
         self._modules[id(module)] = module
         row["steps"] += 1

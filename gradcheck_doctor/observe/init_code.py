@@ -209,7 +209,7 @@ def _mentioned(name: str, files: Iterable[str]) -> bool:
 
 
 def _layers(module: nn.Module) -> Iterator[Any]:
-    return (m for m in module.modules() if isinstance(m, WEIGHTED) and isinstance(m.weight, nn.Parameter) and not m.weight.is_meta)
+    return (m for m in module.modules() if isinstance(m, WEIGHTED) and (weight := m._parameters.get("weight")) is not None and not weight.is_meta)
 
 
 def _meant(function: InitFunction, module: nn.Module) -> Iterator[Any]:

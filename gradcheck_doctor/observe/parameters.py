@@ -75,8 +75,8 @@ def _span(explicit: list[Initialisation]) -> Any:
 
 def _fans(owner: nn.Module | None, kind: str, role: str, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
     """Fans of a weight; those of the weight for its bias; None where the notion has no meaning (norms)."""
-    weight = getattr(owner, role.replace("bias", "weight"), None) if owner is not None else None
-    if "bias" in role and isinstance(weight, Tensor) and weight.dim() >= 2:
+    weight = _held(owner, role.replace("bias", "weight")) if owner is not None and "bias" in role else None
+    if weight is not None and weight.dim() >= 2:
         shape = tuple(weight.shape)
     if len(shape) < 2:
         return None, None
@@ -85,6 +85,15 @@ def _fans(owner: nn.Module | None, kind: str, role: str, shape: tuple[int, ...])
         return fans(kind, shape, groups=groups, gates=_GATES.get(kind, 1))
     except ValueError:
         return None, None
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter, or what a parametrization makes it from. Never the attribute: reading one that is made anew runs its code (a power iteration)."""
+    if (found := module._parameters.get(name)) is not None:
+        return found
+    made_from = module._modules.get("parametrizations")
+    originals = made_from._modules.get(name) if made_from is not None else None
+    return max(originals._parameters.values(), key=lambda p: 0 if p is None else p.numel(), default=None) if originals is not None else None
 
 
 def sample_of(value: Tensor) -> Sample:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import gradcheck_doctor as doctor
@@ -47,8 +48,14 @@ def make_attention():
     return nn.Sequential(nn.Unflatten(1, (3, 4)), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(12, 4))
 
 
+def make_parametrized():
+    """Reading `weight` of such a layer in training mode runs a power iteration, which changes its buffers."""
+    return nn.Sequential(parametrizations.spectral_norm(nn.Linear(12, 16)), nn.ReLU(), parametrizations.weight_norm(nn.Linear(16, 16)), nn.ReLU(),
+                         nn.utils.spectral_norm(nn.Linear(16, 16)), nn.ReLU(), parametrizations.orthogonal(nn.Linear(16, 16)), nn.Linear(16, 4))
+
+
 MODELS = {"mlp": make_plain, "dropout bn inplace": Residual, "checkpoint": lambda: Residual(False), "reentrant": lambda: Residual(True), "lstm": Memory,
-          "attention": make_attention}
+          "attention": make_attention, "parametrized": make_parametrized}
 
 
 def train(make, watched, *, amp=False, accumulate=1, optimizer="adam", every="auto"):
@@ -86,7 +93,7 @@ def train(make, watched, *, amp=False, accumulate=1, optimizer="adam", every="au
         assert report.recording.total_steps == 12 and report.recording.operations
     else:
         loop()
-    return losses, [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
+    return losses, [v.clone() for v in model.state_dict().values()], torch.get_rng_state()
 
 
 @pytest.mark.parametrize("options", [{}, {"amp": True}, {"accumulate": 3}, {"optimizer": "lbfgs"}, {"every": 1}], ids=str)
