@@ -17,6 +17,11 @@ from gradcheck_doctor.records.sites import Span
 SETTINGS = ("lr", "weight_decay", "momentum", "eps", "betas")       # of a parameter group, kept beside its parameters
 
 
+def _number(value: Any, otherwise: Any = math.nan) -> Any:
+    """A setting as a float; `otherwise` where an optimizer keeps something else there (Adafactor: a pair for eps, no learning rate)."""
+    return float(value) if isinstance(value, (int, float, Tensor)) and (not isinstance(value, Tensor) or value.numel() == 1) else otherwise
+
+
 class KnownOptimizer:
     """An optimizer that steps parameters we watch; does not keep it alive."""
 
@@ -30,7 +35,7 @@ class KnownOptimizer:
         self.held: set[int] = set()
         self.updates = Updates()
         self.name = type(optimizer).__name__
-        self._initial: list[float | None] = [float(g.get("lr", math.nan)) for g in optimizer.param_groups]
+        self._initial: list[float | None] = [_number(g.get("lr")) for g in optimizer.param_groups]
         self._rates: list[Any] = self._initial
         self._groups: list[dict[str, Any]] = []                     # as they were when last looked at, parameters by id
         self.look()
@@ -59,7 +64,7 @@ class KnownOptimizer:
         if optimizer is not None:
             self._rates = [g.get("lr", math.nan) for g in optimizer.param_groups]
         self.steps += 1
-        return float(self._rates[0]) if self._rates else None
+        return _number(self._rates[0]) if self._rates else None
 
     def _read(self) -> None:
         optimizer = self.ref()
@@ -73,7 +78,8 @@ class KnownOptimizer:
         rates = self._rates if len(self._rates) == len(self._groups) else [g.get("lr", math.nan) for g in self._groups]
         initial = self._initial + [None] * (len(self._groups) - len(self._initial))
         groups = tuple(OptimizerGroup(
-            lr=float(lr), parameters=tuple(names.get(p, "?") for p in g["params"]), weight_decay=float(g.get("weight_decay", 0.0) or 0.0),
-            momentum=float(g.get("momentum", 0.0) or 0.0), eps=g.get("eps"), betas=tuple(float(b) for b in g.get("betas", ())),
+            lr=_number(lr), parameters=tuple(names.get(p, "?") for p in g["params"]), weight_decay=_number(g.get("weight_decay"), 0.0),
+            momentum=_number(g.get("momentum"), 0.0), eps=_number(g["eps"], None) if "eps" in g else None,
+            betas=tuple(_number(b) for b in g.get("betas") or ()),
             initial_lr=first) for g, lr, first in zip(self._groups, rates, initial, strict=False))
         return OptimizerRecord(self.name, groups, built=self.built, stepped=self.stepped, steps=self.steps)

@@ -48,12 +48,10 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
 
 
 def _findings(rule: type[Rule], recording: Recording, threshold: Threshold | None, readings: list[float]) -> list[Finding]:
-    """What one rule finds. A third party's rule that raises is said once and left out; one of ours is a bug to be seen."""
+    """What one rule finds. A rule that raises is said and left out: what the others found, perhaps over hours, is not lost with it."""
     try:
         return list(rule().check(recording, threshold, readings))
     except Exception as error:
-        if rule.__module__.startswith("gradcheck_doctor."):
-            raise
         complain(f"the rule {rule.code} {rule.name} of {rule.__module__} failed and is left out ({type(error).__name__}: {error})")
         return []
 

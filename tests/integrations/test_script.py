@@ -294,3 +294,17 @@ def test_optimizers_made_one_after_the_other_are_all_kept(script):
             step(model, kept[n % 2])
     """)
     assert [o.groups[0].lr for o in run(name).recording.optimizers] == [pytest.approx(0.1 / (n + 1)) for n in range(20)]
+
+
+def test_settings_that_are_no_numbers(script):
+    """Adafactor keeps a pair for eps, transformers' has no learning rate of its own."""
+    result = run(script("""
+        for kept in ({"lr": 0.1}, {"lr": None, "betas": None}):
+            opt = torch.optim.Adafactor(model.parameters(), 0.1)
+            opt.param_groups[0].update(kept, lr=torch.tensor(0.1))
+            for n in range(3):
+                step(model, opt)
+            opt.param_groups[0].update(kept)
+    """))
+    first, second = result.recording.optimizers
+    assert first.groups[0].eps is None and first.groups[0].lr == pytest.approx(0.1) and second.groups[0].betas == ()
