@@ -109,7 +109,7 @@ class ParameterBook:
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""
         for place, parameter in enumerate(node.parameters):
-            if id(parameter) not in self.records and parameter.is_leaf:
+            if id(parameter) not in self.records and parameter.is_leaf and not _freed(parameter):
                 name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
                 self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log))
 
@@ -128,6 +128,11 @@ class ParameterBook:
             for name, parameter in module.named_parameters():
                 if name not in facts["missing"]:
                     self.loaded.add(id(parameter))
+
+
+def _freed(parameter: Tensor) -> bool:
+    """What FSDP gathered for a forward is gone after it."""
+    return type(parameter) in (Tensor, nn.Parameter) and parameter.is_cpu and parameter.numel() > 0 and parameter.untyped_storage().nbytes() == 0
 
 
 def operations(observer: Observer, book: ParameterBook, kind: str, since: int = -1) -> tuple[Operation, ...]:

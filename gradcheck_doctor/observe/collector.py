@@ -338,7 +338,8 @@ def to_host(tensors: list[Tensor]) -> list[Tensor]:
 def _statistics(stacks: list[Tensor]) -> list[Tensor]:
     """mean, variance, zero share, variance over samples, least and largest of each sample; (tensors, 6) for each stack of equally shaped samples.
 
-    A sample of one number gives that number six times: `_summary` knows the rest. Samples of one size go together, however they are shaped: with tables this small it is the number of operations that counts.
+    A sample of one number gives that number six times: `_summary` knows the rest. Samples of one size go together, however they are shaped: with
+    tables this small it is the number of operations that counts.
     """
     kinds: dict[tuple[torch.device, int], list[int]] = {}
     for i, stack in enumerate(stacks):

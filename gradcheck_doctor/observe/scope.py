@@ -105,11 +105,12 @@ class Roots:
         return self._slots.get((id(module), role), parameter)
 
     def shard_behind(self, module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-        """The sharded parameter whose gathered values `tensor` is, else `tensor` itself."""
+        """The sharded parameter whose gathered values `tensor` is, else `tensor` itself. Attention hands on the weights of the layers inside it."""
         if self._slots and id(tensor) not in self._parameters:
-            for role, parameter in module._parameters.items():
-                if parameter is tensor:
-                    return self.sharded(module, role, parameter)
+            for owner in module.modules():
+                for role, parameter in owner._parameters.items():
+                    if parameter is tensor:
+                        return self.sharded(owner, role, parameter)
         return tensor
 
     def place(self, module: nn.Module) -> tuple[int, str]:

@@ -49,6 +49,18 @@ class OneSided(nn.Module):
         return self.out(self.act(self.fc(x)))
 
 
+class Attention(nn.Module):
+    """Hands the weights of a layer inside it to one fused call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.last = nn.MultiheadAttention(FEATURES, 2, batch_first=True), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        sequence = x.unsqueeze(1).expand(-1, 3, -1)
+        return self.last(self.inside(sequence, sequence, sequence, need_weights=False)[0].mean(1))
+
+
 def batches(steps, share=slice(None), features=FEATURES):
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
@@ -148,12 +160,16 @@ def in_the_middle():
     return [*reports, seen.report()]
 
 
+def attention():
+    return train(fully_shard(seeded(Attention)), batches(3, mine()), doctor.watch)[2].report()
+
+
 def main(path):
     dist.init_process_group("gloo")
     results = {"identity": {name: identity(name) for name in WRAPS}, "accumulate": identity("ddp", accumulate=True),
                "norms": {wrap: fresh(wrap, lambda: Net(p=0.0, norm=False)) for wrap in WRAPS},
                "deep": {wrap: fresh(wrap, Deep, 8) for wrap in WRAPS}, "one sided": one_sided(), "only rank 0": only_rank_0(), "schedules": other_schedules(),
-               "middle": in_the_middle()}
+               "middle": in_the_middle(), "attention": attention()}
     kept = fresh("fsdp", Net)
     dist.destroy_process_group()
     results["destroyed"] = kept

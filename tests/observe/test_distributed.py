@@ -49,6 +49,12 @@ def test_losses_weights_and_randomness_are_bitwise_the_same_on_each_rank(ranks, 
     assert recording.blind_spots == () and len(recording.operations) == 7 + 1 and recording.probe["ranks"] == "2 of 2"
 
 
+def test_weights_that_another_module_hands_on_are_known_by_their_shards(ranks):
+    recording = ranks[0]["attention"].recording
+    assert [o.parameters for o in recording.operations if o.category == "attention"] == [
+        ("inside.in_proj_weight", "inside.in_proj_bias", "inside.out_proj.weight", "inside.out_proj.bias")]
+
+
 def test_gradient_accumulation_without_sync_is_the_same_too(ranks):
     assert [r["accumulate"][0] for r in ranks] == [True, True]
     assert {s.backwards for s in ranks[0]["accumulate"][1].recording.steps} == {2}
