@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.branches import mild_run
 from gradcheck_doctor.rules.flow import far_end, location, mild, norm_kind, runs, signal_ratio, start
 
 
@@ -17,7 +18,7 @@ def _ratios(recording: Recording) -> Iterator[Measurement]:
         ratio = signal_ratio(recording, run.layers[0], high)
         if ratio is not None:
             yield Measurement(value=ratio, module=high.module, modules=run.modules, op=high.op, location=location(recording, high),
-                              operations=run.indices, cap=mild(recording), evidence={"signal_ratio": ratio, "layers": run.layers.index(high) + 1})
+                              operations=run.indices, cap=mild_run(recording, run), evidence={"signal_ratio": ratio, "layers": run.layers.index(high) + 1})
 
 
 class SignalCollapse(Rule):

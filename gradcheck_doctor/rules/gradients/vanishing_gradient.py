@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.branches import mild_run
 from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, norm_kind, runs, start, weight
 
 LEAST = 3              # layers
@@ -40,22 +41,21 @@ class VanishingGradient(Rule):
                 continue
             seen = True
             reached = run.layers[: run.layers.index(far_end(recording, run)) + 1]
-            yield from self._pair(recording, list(reached), run.indices, "run")
+            yield from self._pair(recording, list(reached), run.indices, "run", mild_run(recording, run))
         spine = [o for o in recording.spine if _carries(recording, o)]
         weights = [o.parameters for o in spine if o.parameters]
         if len(set(weights)) < len(weights):
             yield Unmeasured("", "the same weights are applied again and again: depth is time here, see temporal-gradient")
         elif not seen and len(spine) >= LEAST:
-            yield from self._pair(recording, spine, tuple(o.index for o in spine), "spine")
+            yield from self._pair(recording, spine, tuple(o.index for o in spine), "spine", mild(recording))
 
-    def _pair(self, recording: Recording, chain: list[Operation], indices: tuple[int, ...], kind: str) -> Iterator[Measurement | Unmeasured]:
+    def _pair(self, recording: Recording, chain: list[Operation], indices: tuple[int, ...], kind: str, cap: str | None) -> Iterator[Measurement | Unmeasured]:
         low, high = chain[0], chain[-1]
         ratio = gradient_ratio(recording, low, high)
         if ratio is None:
             yield Unmeasured(low.module, "no gradient was seen at both ends")
             return
         late = gradient_ratio(recording, low, high, end)
-        cap = mild(recording)
         if kind == "spine" and ratio > 1e-5:
             cap = "info"
         if not learned(recording) and recording.kind == "run" and late is not None and late > 0.05:
@@ -107,7 +107,7 @@ class ExplodingGradient(Rule):
             if ratios:
                 low = run.layers[0]
                 yield Measurement(value=max(ratios), module=low.module, modules=run.modules, op=low.op, location=location(recording, low),
-                                  operations=run.indices, cap=mild(recording), evidence={"gradient_ratio": max(ratios), "layers": len(run.layers)})
+                                  operations=run.indices, cap=mild_run(recording, run), evidence={"gradient_ratio": max(ratios), "layers": len(run.layers)})
 
     def message(self, m: Measurement) -> str:
         return f"the gradient at the first of {m.evidence['layers']} layers is {m.value:.2g} times that at the last (limit {{limit}})"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
+from gradcheck_doctor.rules.branches import mild_run
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -61,7 +62,7 @@ class InitActivationMismatch(Rule):
         fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
         selu = act == "selu" and abs(worst) >= 1.0
         confirmed = confirmed or selu and _drifted(recording, run)
-        cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild(recording)
+        cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild_run(recording, run)
         shown, middle = typical(recording, run.layers), weights[len(weights) // 2]
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
                     "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",

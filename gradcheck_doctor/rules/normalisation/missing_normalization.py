@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.branches import mild_run
 from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, mild, norm_kind, phi, runs, signal_ratio, start
 
 
@@ -40,7 +41,7 @@ class MissingNormalization(Rule):
             ratios = {k: r for k, r in measured.items() if r is not None}
             if any(not 1e-2 <= r <= 1e2 for r in ratios.values()):
                 yield Measurement(value=float(len(run.layers)), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op,
-                                  location=location(recording, run.layers[0]), operations=run.indices, cap=mild(recording),
+                                  location=location(recording, run.layers[0]), operations=run.indices, cap=mild_run(recording, run),
                                   evidence={"layers": len(run.layers), "ratios": ratios, "what": "layers"})
         yield from self._stream(recording)
 
