@@ -116,15 +116,16 @@ def mean_reduction(context: Context, finding: Finding, prescription: Prescriptio
 
 
 def match_shapes(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """The target takes the prediction's shape: target.view_as(prediction)."""
+    """The target takes the prediction's shape: target.view_as(prediction), or without a name for that an axis of length 1 more or less."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
     call = tree.call(prescription.span)
-    if len(call.args) < 2 or not isinstance(call.args[0], ast.Name):
-        raise TreatmentRefused("give the prediction a name first, then write target.view_as(prediction)")
+    if len(call.args) < 2:
+        raise TreatmentRefused("prediction and target are not written side by side here; give the target the prediction's shape where they are")
     prediction, target = call.args[0], call.args[1]
     text = tree.source(target)
     simple = isinstance(target, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
-    return [tree.replace(target, f"{text if simple else f'({text})'}.view_as({tree.source(prediction)})")]
+    shaped = f"view_as({tree.source(prediction)})" if isinstance(prediction, ast.Name) else f"{prescription.arguments.get('target', 'squeeze')}(-1)"
+    return [tree.replace(target, f"{text if simple else f'({text})'}.{shaped}")]
 
 
 def scale_output(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -104,3 +104,46 @@ def test_gradients_are_unscaled(scale):
     F.mse_loss(reference(torch.ones(4, 4)), torch.zeros(4, 2)).backward()
     wanted = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm().item()
     assert recording.steps[0].grad_norm == pytest.approx(wanted, rel=1e-3)
+
+
+class Sequences(nn.Module):
+    """A sequence layer over (batch, time, features) or (time, batch, features), and a score of its last step."""
+
+    def __init__(self, inner, time_first=False):
+        super().__init__()
+        self.inner, self.out, self.time_first = inner, nn.Linear(8, 3), time_first
+
+    def forward(self, x):
+        x = x.transpose(0, 1) if self.time_first else x
+        h = self.inner(x)
+        h = h[0] if isinstance(h, tuple) else h
+        return self.out(h[-1] if self.time_first else h[:, -1])
+
+
+INNER = {"lstm": lambda first: nn.LSTM(8, 8, batch_first=first), "gru": lambda first: nn.GRU(8, 8, batch_first=first),
+         "encoder": lambda first: nn.TransformerEncoderLayer(8, 2, 16, batch_first=first)}
+
+
+@pytest.mark.parametrize("kind", INNER)
+def test_the_batch_taken_for_time(kind):
+    data = torch.randn(256, 7, 8), torch.randint(0, 3, (256,))
+    torch.manual_seed(0)
+    [found] = [f for f in run(model=Sequences(INNER[kind](False)), data=data, lr=1e-3).findings if f.rule == "batch-mixing"]
+    assert found.severity == "warning" and found.fixes[0].prescription.treatment == "batch-first"
+    assert not run(model=Sequences(INNER[kind](True)), data=data, lr=1e-3).has("batch-mixing")
+    assert not run(model=Sequences(INNER[kind](False), time_first=True), data=data, lr=1e-3).has("batch-mixing")
+
+
+@pytest.mark.parametrize("shape", [(32, 3, 8), (32, 1, 8)])
+def test_a_target_for_each_step_of_a_time_first_sequence_is_no_mix(shape):
+    """(time, batch) targets, and a single sequence."""
+    model = nn.LSTM(8, 8)
+    data = torch.randn(256, *shape[1:]), torch.randn(256, *shape[1:])
+    report = run(model=model, data=data, loss_function=lambda output, y: F.mse_loss(output[0], y), lr=1e-3)
+    assert not report.has("batch-mixing")
+
+
+@pytest.mark.parametrize(("axis", "found"), [(0, True), (1, False), (-1, False)])
+def test_log_softmax_over_the_samples(axis, found):
+    model = nn.Sequential(nn.Linear(8, 3), nn.LogSoftmax(dim=axis))
+    assert run(model=model, loss_function=F.nll_loss).has("loss-input-mismatch") is found

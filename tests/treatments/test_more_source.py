@@ -76,8 +76,33 @@ def test_losses(tmp_path):
     text = HEAD + 'f = nn.MSELoss(reduction="sum")\nloss = f(out, y)\n'
     assert edit(tmp_path, text, "mean-reduction", where="f(out, y)") == text.replace('"sum"', '"mean"')
     assert edit(tmp_path, text, "match-shapes", where="f(out, y)") == text.replace("f(out, y)", "f(out, y.view_as(out))")
-    with pytest.raises(TreatmentRefused, match="name"):
-        edit(tmp_path, text.replace("out", "net(x)"), "match-shapes", where="f(net(x), y)")
+    unnamed = text.replace("out", "net(x)")
+    assert edit(tmp_path, unnamed, "match-shapes", where="f(net(x), y)", target="unsqueeze") == unnamed.replace("y)", "y.unsqueeze(-1))")
+    with pytest.raises(TreatmentRefused, match="side by side"):
+        edit(tmp_path, text.replace("out, y", "*pair"), "match-shapes", where="f(*pair)")
+
+
+@pytest.mark.parametrize(("made", "after"), [
+    ("nn.LogSoftmax(dim=0)", "nn.LogSoftmax(dim=1)"), ("F.log_softmax(x, 0)", "F.log_softmax(x, 1)"), ("x.softmax(0)", "x.softmax(1)")])
+def test_the_axis_of_a_softmax(tmp_path, made, after):
+    assert edit(tmp_path, HEAD + f"y = {made}\n", "softmax-axis", where=made, dim=1, old=0) == HEAD + f"y = {after}\n"
+
+
+def test_an_axis_from_elsewhere_is_left(tmp_path):
+    with pytest.raises(TreatmentRefused, match="has to be 1"):
+        edit(tmp_path, HEAD + "y = nn.LogSoftmax(dim=axis)\n", "softmax-axis", where="nn.LogSoftmax(dim=axis)", dim=1, old=0)
+
+
+@pytest.mark.parametrize(("made", "after"), [
+    ("nn.LSTM(2, hidden)", "nn.LSTM(2, hidden, batch_first=True)"), ("nn.GRU(2, 8, batch_first=False)", "nn.GRU(2, 8, batch_first=True)"),
+    ("nn.TransformerEncoderLayer(16, nhead=2,)", "nn.TransformerEncoderLayer(16, nhead=2, batch_first=True,)")])
+def test_batch_first(tmp_path, made, after):
+    assert edit(tmp_path, HEAD + f"layer = {made}\n", "batch-first", where=made) == HEAD + f"layer = {after}\n"
+
+
+def test_batch_first_of_spread_arguments_is_left(tmp_path):
+    with pytest.raises(TreatmentRefused, match="spread"):
+        edit(tmp_path, HEAD + "layer = nn.LSTM(2, **options)\n", "batch-first", where="nn.LSTM(2, **options)")
 
 
 def test_the_minus_in_front_of_a_loss(tmp_path):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.findings import Prescription
+from gradcheck_doctor.records.recording import LossRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, mild
 
@@ -13,7 +14,8 @@ class BatchMixing(Rule):
 
     What it measures: view and reshape operations inside a model whose result has the same axis lengths in another order, which is no transpose
     but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model. Also 2: a permute took the batch off the first axis, and a
-    view or reshape right behind it names the batch first again.
+    view or reshape right behind it names the batch first again. Also 2: a fused recurrent or attention layer that takes the first axis for time gets
+    the loss's batch there, and something else in the axis it takes for the batch.
 
     Why it matters: each sample's prediction depends on the others in the batch; the loss may fall a little, evaluation on other batches fails.
 
@@ -30,7 +32,12 @@ class BatchMixing(Rule):
     explains = ("GD707", "GD702", "GD102", "GD301")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        sizes = {loss.target_shape[0]: loss for loss in recording.losses if loss.target_shape and loss.input_shape[:1] == loss.target_shape[:1]}
         for operation in recording.operations:
+            loss = sizes.get(operation.input_shapes[0][0]) if operation.input_shapes and operation.input_shapes[0] else None
+            if loss is not None and _batch_as_time(operation, loss):
+                yield Measurement(value=2.0, module=operation.module, op=operation.op, location=location(recording, operation),
+                                  operations=(operation.index,), cap=mild(recording), evidence={"before": operation.input_shapes[0], "time_first": True})
             if operation.op not in ("view", "reshape") or not operation.input_shapes:
                 continue
             before, after = operation.input_shapes[0], operation.shape
@@ -46,7 +53,22 @@ class BatchMixing(Rule):
                                   operations=(operation.index,), cap=mild(recording), evidence={"before": before, "after": after})
 
     def message(self, m: Measurement) -> str:
+        if m.evidence.get("time_first"):
+            return f"{m.op} takes the first axis of {m.evidence['before']} for time, but it is the batch: samples follow each other as if they were one sequence"
         return f"{m.op} turns {m.evidence['before']} into {m.evidence['after']}: that is no transpose, it mixes the samples of the batch"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if m.evidence.get("time_first"):
+            return (Prescription("batch-first", "Say that the batch comes first: batch_first=True", kind="model", span=m.location, modules=(m.module,)),)
+        return ()
+
+
+def _batch_as_time(operation: Operation, loss: LossRecord) -> bool:
+    """The layer's second axis, which it takes for the batch, is an axis neither of the predictions nor of the targets (or these are (time, batch))."""
+    fused = operation.category == "recurrent" and operation.attributes.get("batch_first") is False or operation.op == "multi_head_attention_forward"
+    shape = operation.input_shapes[0]
+    return (fused and len(shape) == 3 and shape[0] > 1 and shape[1] > 1 and shape[1] != shape[0]
+            and shape[1] not in (*loss.target_shape[1:], *loss.input_shape[1:]))
 
 
 def _batch_left_behind(recording: Recording, operation: Operation) -> bool:

@@ -17,7 +17,8 @@ class LossInputMismatch(Rule):
     What it measures: the last activation in front of the loss and the range of the values, against what the loss function is defined for.
 
     Why it matters: softmax before cross-entropy applies softmax twice: the loss cannot fall below -log(e / (e + C - 1)) and the gradient is tiny.
-    NLLLoss on raw scores is unbounded below. Sigmoid before BCEWithLogits keeps every probability between 0.5 and 0.73.
+    NLLLoss on raw scores is unbounded below; log-probabilities over the samples instead of the classes are none. Sigmoid before BCEWithLogits keeps every
+    probability between 0.5 and 0.73.
 
     When it is harmless: log_softmax before cross-entropy changes nothing (info); softmax used for metrics only is not in front of the loss.
 
@@ -40,10 +41,11 @@ class LossInputMismatch(Rule):
                 continue
             value, what, cure = found
             activation = last.category == "activation"
-            place = location(recording, last) if activation and cure == "remove-output-activation" else loss.span
+            place = location(recording, last) if activation and cure in ("remove-output-activation", "softmax-axis") else loss.span
             yield Measurement(value=value, module=last.module if activation else "", op=loss.op, location=place,
                               operations=(last.index, loss.operation),
-                              evidence={"what": what, "cure": cure, "loss": loss.op, "activation": last.op if activation else "", "input_min": loss.input_min,
+                              evidence={"what": what, "cure": cure, "loss": loss.op, "activation": last.op if activation else "",
+                                        "axis": last.attributes.get("dim"), "input_min": loss.input_min,
                                         "input_max": loss.input_max})
 
     def message(self, m: Measurement) -> str:
@@ -56,6 +58,9 @@ class LossInputMismatch(Rule):
             title = "Apply the sigmoid once: in the loss, or in the model and none in the loss" if either else f"Remove the {e['activation']} in front of {e['loss']}"
             return (Prescription("remove-output-activation", title, kind="loss",
                                  modules=(m.module,), span=m.location, arguments={"op": e["activation"]}),)
+        if e["cure"] == "softmax-axis":
+            return (Prescription("softmax-axis", f"Take the {e['activation']} over the classes, axis 1", kind="loss", modules=(m.module,), span=m.location,
+                                 arguments={"dim": 1, "old": e["axis"]}),)
         if e["cure"]:
             return (Prescription("replace-loss", f"Use {e['cure']} on the raw scores", kind="loss", span=m.location, arguments={"to": e["cure"]}),)
         return ()
@@ -66,6 +71,10 @@ def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str
     if last is None:
         return None
     op, low, high = last.op, loss.input_min, loss.input_max
+    shape = loss.input_shape
+    if (op in ("softmax", "log_softmax") and loss.op in ("nll_loss", "cross_entropy") and len(shape) == 2 and last.shape == shape and shape[0] > 1
+            and last.attributes.get("dim") in (0, -2)):
+        return 2.0, f"{op} over axis 0 of {shape}, the samples: the classes of one sample do not compete, and no sample stands for itself", "softmax-axis"
     if loss.op == "cross_entropy":
         if op in PROBABILITIES:
             floor = f"below {math.log1p((loss.classes - 1) / math.e):.3g}" if loss.classes and loss.classes > 1 else "to 0"      # scores within [0, 1]

@@ -34,7 +34,8 @@ class LossTargetMismatch(Rule):
                 yield Measurement(value=1.0, op=loss.op, location=loss.span, operations=(loss.operation,), cap=mild(recording),
                                   evidence={"classes": loss.target_shape[1]})
             elif loss.op in REGRESSION and (wrong := _wrong(loss)):
-                yield Measurement(value=2.0, op=loss.op, location=loss.span, operations=(loss.operation,), evidence={"classes": loss.target_distinct, "wrong": wrong})
+                yield Measurement(value=2.0, op=loss.op, location=loss.span, operations=(loss.operation,),
+                                  evidence={"classes": loss.target_distinct, "wrong": wrong, "flat": len(loss.input_shape) == 1})
 
     def message(self, m: Measurement) -> str:
         if m.evidence.get("wrong"):
@@ -43,7 +44,8 @@ class LossTargetMismatch(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if "shape" in m.evidence.get("wrong", ""):
-            return (Prescription("match-shapes", "Give prediction and target the same shape", kind="loss", span=m.location),)
+            return (Prescription("match-shapes", "Give prediction and target the same shape", kind="loss", span=m.location,
+                                 arguments={"target": "squeeze" if m.evidence["flat"] else "unsqueeze"}),)
         return (Prescription("replace-loss", "Use cross_entropy", kind="loss", span=m.location, arguments={"to": "cross_entropy"}),)
 
 
