@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
 from gradcheck_doctor.observe.scope import join
-from gradcheck_doctor.observe.source import clips_gradients, user_files
+from gradcheck_doctor.observe.source import clips_gradients, divisions_by_spread, user_files
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Facts:
         return {
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
-            "clips_in_source": clips_gradients(files),
+            "clips_in_source": clips_gradients(files), "divisions_by_spread": list(divisions_by_spread(files)),
             "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, **_lag(self._modules[k])} for k, row in self.batchnorm.items()
                           if k in names},
             "steps_aside": observer.scope.steps_aside,

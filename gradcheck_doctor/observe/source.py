@@ -5,11 +5,12 @@ import ast
 import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
+from gradcheck_doctor.records.sites import Span
 
 CLIPPING_CALLS = frozenset({"clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
 CLIPPING_OPTIONS = frozenset({"gradient_clip_val", "max_grad_norm", "clipnorm"})
@@ -54,3 +55,42 @@ def _clips(node: ast.AST) -> bool:
     if isinstance(node, (ast.Name, ast.Attribute)):
         return (node.id if isinstance(node, ast.Name) else node.attr) in CLIPPING_CALLS
     return isinstance(node, ast.keyword) and node.arg in CLIPPING_OPTIONS and not (isinstance(node.value, ast.Constant) and not node.value.value)
+
+
+def divisions_by_spread(files: Iterable[str]) -> tuple[Span, ...]:
+    """The divisors that are a standard deviation, called in place or kept under a name; it is 0 for a feature that is constant."""
+    return tuple(span for file in files if (tree := syntax(file)) is not None for span in _spreads(file, tree))
+
+
+def _spreads(file: str, tree: ast.Module) -> Iterator[Span]:
+    names = {name for node in ast.walk(tree) if isinstance(node, ast.Assign) for name in _spread_names(node)}
+    with open(file, encoding="utf-8", errors="replace") as text:
+        lines = text.readlines()
+
+    def column(line: int, offset: int) -> int:
+        return len(lines[line - 1].encode()[:offset].decode(errors="replace")) + 1
+
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.BinOp, ast.AugAssign)) or not isinstance(node.op, ast.Div):
+            continue
+        divisor = node.right if isinstance(node, ast.BinOp) else node.value
+        if _is_spread(divisor, frozenset(names)):
+            end_line, end = divisor.end_lineno or divisor.lineno, divisor.end_col_offset or 0
+            yield Span(file, divisor.lineno, column(divisor.lineno, divisor.col_offset), end_line, column(end_line, end))
+
+
+def _spread_names(node: ast.Assign) -> Iterator[str]:
+    for target in node.targets:
+        paired = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+        for name, value in zip(target.elts, node.value.elts, strict=False) if paired else ((target, node.value),):  # type: ignore[attr-defined]
+            if isinstance(name, ast.Name) and _is_spread(value, frozenset()):
+                yield name.id
+
+
+def _is_spread(node: ast.expr, names: frozenset[str]) -> bool:
+    """x.std(...), one of `names`, or such a value with something added."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _is_spread(node.left, names) or _is_spread(node.right, names)
+    if isinstance(node, ast.Name):
+        return node.id in names
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("std", "nanstd")

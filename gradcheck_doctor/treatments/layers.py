@@ -59,6 +59,14 @@ def swap_dropout_norm(context: Context, finding: Finding, prescription: Prescrip
     return list(dict.fromkeys(edits))
 
 
+def offset_divisor(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """x / s becomes x / (s + 1e-8)."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    divisor = tree.expression(prescription.span)
+    inner = f"({tree.source(divisor)} + 1e-8)"
+    return [tree.replace(divisor, inner[1:-1] if isinstance(divisor, ast.BinOp) else inner)]
+
+
 def clamp_input(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """log(p) becomes log(p.clamp(min=1e-7)), for every logarithm of the statement."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
@@ -110,4 +118,5 @@ def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescri
 
 
 PLANNERS = {"batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
-            "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input}
+            "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input,
+            "offset-divisor": offset_divisor}

@@ -11,6 +11,7 @@ import torch
 
 from gradcheck_doctor.errors import TargetError
 from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.session import examine
 
 HEAD = """
 import sys, os, gc, torch
@@ -308,3 +309,18 @@ def test_settings_that_are_no_numbers(script):
     """))
     first, second = result.recording.optimizers
     assert first.groups[0].eps is None and first.groups[0].lr == pytest.approx(0.1) and second.groups[0].betas == ()
+
+
+@pytest.mark.parametrize("standardise", [
+    "data = (data - data.mean(0)) / data.std(0)", "mean, spread = data.mean(0), data.std(0)\ndata = (data - mean) / (spread + 0.0)",
+    "spread = data.std(0)\ndata -= data.mean(0)\ndata /= spread"])
+def test_a_constant_feature_that_was_divided_by_its_spread(script, standardise, tmp_path):
+    name = script("data = torch.randn(64, 8)\ndata[:, 3] = 1.0\n" + standardise + """
+for n in range(20):
+    opt.zero_grad()
+    torch.nn.functional.mse_loss(model(data), torch.zeros(64, model(data).shape[1])).backward()
+    opt.step()
+""")
+    found = examine(run(name).recording, name).report.findings[0]
+    assert (found.code, found.severity, found.op) == ("GD801", "error", "input")
+    assert (tmp_path / name).read_text().splitlines()[found.location.line - 1][found.location.column - 1:].startswith(("data.std(0)", "spread"))

@@ -193,3 +193,11 @@ def test_a_number_from_an_entry_of_a_dictionary(tmp_path, table):
     for uncertain in ('cfg["lr"] = 2\n', "cfg = other()\n", "def train(cfg):\n    pass\n"):
         with pytest.raises(TreatmentRefused, match="gets its value"):
             edit(tmp_path, text + uncertain, "learning-rate", where=where, lr=0.03)
+
+
+@pytest.mark.parametrize(("divisor", "after"), [("x.std(0)", "(x.std(0) + 1e-8)"), ("sd", "(sd + 1e-8)")])
+def test_the_divisor_is_kept_away_from_0(tmp_path, divisor, after):
+    text = HEAD + f"y = (x - m) / {divisor}\n"
+    assert edit(tmp_path, text, "offset-divisor", where=divisor) == text.replace(divisor, after)
+    added = HEAD + f"y = (x - m) / ({divisor} + eps)\n"
+    assert edit(tmp_path, added, "offset-divisor", where=f"{divisor} + eps") == added.replace("eps", "eps + 1e-8")

@@ -16,7 +16,8 @@ AFTER = ("GD706", "GD707", "GD201", "GD301", "GD302", "GD303", "GD208", "GD209",
 class NonfiniteActivation(Rule):
     """An operation gave NaN or infinity.
 
-    What it measures: the first operation, in order of the forward pass on the first such step, whose output is not finite although its inputs were.
+    What it measures: the first operation, in order of the forward pass on the first such step, whose output is not finite although its inputs were; or
+    the model's input, where that is not finite already.
 
     Why it matters: everything after it is lost, and after the next step the weights are.
 
@@ -38,6 +39,13 @@ class NonfiniteActivation(Rule):
         if not broken:
             return
         step, index = min(broken)
+        entered = [o for o in recording.operations if o.category == "input" and any(s.step == step and s.forward is not None and not s.forward.finite for s in o.observed)]
+        if entered:
+            [place] = recording.notes.get("divisions_by_spread", ())[:1] or [location(recording, recording.operations[index])]
+            yield Measurement(value=float(len({s for s, _ in broken})), op="input", location=place, operations=(entered[0].index,), order=95,
+                              evidence={"step": step, "input": entered[0].attributes.get("name") or "input",
+                                        "divided": bool(recording.notes.get("divisions_by_spread"))})
+            return
         if not recording.operations[index].module_type:
             return                                        # in a loss written by hand, behind the model: GD803 says so
         operation = recording.operations[index]
@@ -46,7 +54,16 @@ class NonfiniteActivation(Rule):
                           operations=(index,), evidence={"step": step, "rms_before": before[-5:]})
 
     def message(self, m: Measurement) -> str:
+        if "input" in m.evidence:
+            why = "; it is divided by a standard deviation, which is 0 for a feature that never changes" if m.evidence["divided"] else ""
+            return f"the model's {m.evidence['input']} holds NaN or infinity at step {m.evidence['step']}, before any layer ran{why}"
         return f"the output of {m.op} is not finite at step {m.evidence['step']}, the first in the forward pass"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if not m.evidence.get("divided"):
+            return ()
+        return tuple(Prescription("offset-divisor", "Keep the divisor away from 0: add 1e-8", kind="loss", span=span)
+                     for span in recording.notes["divisions_by_spread"][:3])
 
 
 def _mask(recording: Recording, index: int) -> bool:
