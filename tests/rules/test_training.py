@@ -147,3 +147,20 @@ def test_a_target_for_each_step_of_a_time_first_sequence_is_no_mix(shape):
 def test_log_softmax_over_the_samples(axis, found):
     model = nn.Sequential(nn.Linear(8, 3), nn.LogSoftmax(dim=axis))
     assert run(model=model, loss_function=F.nll_loss).has("loss-input-mismatch") is found
+
+
+class Pooled(nn.Module):
+    """Attention pooling over the positions of a batch of sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.out = nn.Linear(8, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out((self.score(x).softmax(1) * x).sum(1))
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_attention_over_one_position_is_no_fault(length):
+    report = run(model=Pooled(), data=(torch.randn(256, length, 8), torch.randint(0, 3, (256,))), steps=20)
+    assert "single-unit-softmax" not in serious(report)

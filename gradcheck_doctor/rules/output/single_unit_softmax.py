@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.flow import is_gate, location
 
 
 class SingleUnitSoftmax(Rule):
@@ -15,7 +15,7 @@ class SingleUnitSoftmax(Rule):
 
     Why it matters: nothing in front of it can learn.
 
-    When it is harmless: a class count that happens to be 1 in a test.
+    When it is harmless: a class count that happens to be 1 in a test; attention over a single position (info).
 
     Sources: exact; measured gradients are 0.
     """
@@ -34,7 +34,7 @@ class SingleUnitSoftmax(Rule):
             dim = operation.attributes.get("dim", operation.attributes.get("arg1", -1))
             if isinstance(dim, int) and -len(operation.shape) <= dim < len(operation.shape) and operation.shape[dim] == 1:
                 yield Measurement(value=1.0, module=operation.module, op=operation.op, location=location(recording, operation),
-                                  operations=(operation.index,), evidence={"shape": list(operation.shape), "dim": dim})
+                                  operations=(operation.index,), cap="info" if is_gate(recording, operation) else None, evidence={"shape": list(operation.shape), "dim": dim})
 
     def message(self, m: Measurement) -> str:
         return f"{m.op} over axis {m.evidence['dim']} of size 1 gives 1 for every input and a gradient of exactly 0"
