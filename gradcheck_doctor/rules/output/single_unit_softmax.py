@@ -34,7 +34,8 @@ class SingleUnitSoftmax(Rule):
             dim = operation.attributes.get("dim", operation.attributes.get("arg1", -1))
             if isinstance(dim, int) and -len(operation.shape) <= dim < len(operation.shape) and operation.shape[dim] == 1:
                 yield Measurement(value=1.0, module=operation.module, op=operation.op, location=location(recording, operation),
-                                  operations=(operation.index,), cap="info" if is_gate(recording, operation) else None, evidence={"shape": list(operation.shape), "dim": dim})
+                                  operations=(operation.index,), cap="info" if is_gate(recording, operation) else None,
+                                  evidence={"shape": list(operation.shape), "dim": dim})
 
     def message(self, m: Measurement) -> str:
         return f"{m.op} over axis {m.evidence['dim']} of size 1 gives 1 for every input and a gradient of exactly 0"
