@@ -161,7 +161,7 @@ def _hugging_face(model: nn.Module, seed: int) -> dict[str, Any] | None:
     generator = torch.Generator().manual_seed(seed)
     names = set(inspect.signature(model.forward).parameters)
     main = str(model.main_input_name)
-    batch, length = 4, min(16, getattr(config, "max_position_embeddings", None) or 16)
+    batch, length = 4, min(16, max(getattr(config, "max_position_embeddings", None) or 16, 0) or 16)     # -1: no limit
     inputs: dict[str, Any] = {}
     if main == "pixel_values":
         size = getattr(config, "image_size", 224)

@@ -164,3 +164,17 @@ class Pooled(nn.Module):
 def test_attention_over_one_position_is_no_fault(length):
     report = run(model=Pooled(), data=(torch.randn(256, length, 8), torch.randint(0, 3, (256,))), steps=20)
     assert "single-unit-softmax" not in serious(report)
+
+
+class Masked(nn.Module):
+    """Scores of two blocks, the second one hidden, side by side under one softmax."""
+
+    def forward(self, x):
+        scores = torch.einsum("bnc,bmc->bnm", x, x)
+        hidden = torch.where(torch.ones_like(scores, dtype=torch.bool), torch.tensor(-torch.inf), scores)
+        return (torch.cat([scores, hidden], -1).reshape(*scores.shape[:2], -1).softmax(-1)[..., : x.shape[1]] @ x).mean(1)
+
+
+def test_scores_that_a_mask_hides_are_finite_behind_the_softmax():
+    model = nn.Sequential(nn.Linear(8, 8), Masked(), nn.Linear(8, 3))
+    assert serious(run(model=model, data=(torch.randn(256, 5, 8), torch.randint(0, 3, (256,))), steps=20)) == []

@@ -1,10 +1,13 @@
 """What the user's own code raises is said as theirs; names that a package makes on demand are found."""
+import types
+
 import pytest
 import torch
 from torch import nn
 
 import gradcheck_doctor as doctor
 from gradcheck_doctor.errors import BatchError, TargetError
+from gradcheck_doctor.targets.infer import infer
 from gradcheck_doctor.targets.resolve import Options, resolve
 
 HEAD = "import torch\nfrom torch import nn\nmodel = nn.Linear(4, 4)\n"
@@ -119,3 +122,19 @@ def test_a_subclass_of_a_torch_layer_is_blamed_where_it_is_built(tmp_path):
     finding = audit_target(resolve(str(tmp_path / "m.py"))[0]).report.findings[0]
     assert (finding.code, finding.module) == ("GD102", "body.0")
     assert (finding.location.line, finding.location.column, finding.location.end_column) == (10, 36, 48)
+
+
+def test_a_configuration_without_a_limit_of_positions():
+    """As transformers' XLNet has it."""
+    class Model(torch.nn.Module):
+        main_input_name = "input_ids"
+
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(50, 4)
+            self.config = types.SimpleNamespace(vocab_size=50, max_position_embeddings=-1, to_dict=dict)
+
+        def forward(self, input_ids):
+            return self.embed(input_ids)
+
+    assert infer(Model(), 0)["input_ids"].shape == (4, 16)

@@ -10,6 +10,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 from gradcheck_doctor.rules.numerics.unsafe_log import LOGS, ROOTS, SMALLEST, clamped
 
+MASKING = ("merge", "scale", "other")
 AFTER = ("GD706", "GD707", "GD201", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD701", "GD305")
 
 
@@ -17,7 +18,7 @@ class NonfiniteActivation(Rule):
     """An operation gave NaN or infinity.
 
     What it measures: the first operation, in order of the forward pass on the first such step, whose output is not finite although its inputs were; or
-    the model's input, where that is not finite already.
+    the model's input, where that holds NaN already.
 
     Why it matters: everything after it is lost, and after the next step the weights are.
 
@@ -39,7 +40,8 @@ class NonfiniteActivation(Rule):
         if not broken:
             return
         step, index = min(broken)
-        entered = [o for o in recording.operations if o.category == "input" and any(s.step == step and s.forward is not None and not s.forward.finite for s in o.observed)]
+        entered = [o for o in recording.operations if o.category == "input"
+                   and any(s.step == step and s.forward is not None and math.isnan(s.forward.minimum) for s in o.observed)]      # -inf is a mask
         if entered:
             [place] = recording.notes.get("divisions_by_spread", ())[:1] or [location(recording, recording.operations[index])]
             yield Measurement(value=float(len({s for s, _ in broken})), op="input", location=place, operations=(entered[0].index,), order=95,
@@ -56,7 +58,7 @@ class NonfiniteActivation(Rule):
     def message(self, m: Measurement) -> str:
         if "input" in m.evidence:
             why = "; it is divided by a standard deviation, which is 0 for a feature that never changes" if m.evidence["divided"] else ""
-            return f"the model's {m.evidence['input']} holds NaN or infinity at step {m.evidence['step']}, before any layer ran{why}"
+            return f"the model's {m.evidence['input']} holds NaN at step {m.evidence['step']}, before any layer ran{why}"
         return f"the output of {m.op} is not finite at step {m.evidence['step']}, the first in the forward pass"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
@@ -67,12 +69,18 @@ class NonfiniteActivation(Rule):
 
 
 def _mask(recording: Recording, index: int) -> bool:
-    """A score that a mask set to -inf: the softmax behind it is finite again."""
-    operation = recording.operations[index]
-    users = [recording.operations[u] for u in recording.consumers[index]]
-    softmax = any(u.op in ("softmax", "log_softmax", "logsumexp") for u in users) or any(
-        recording.operations[v].op == "softmax" for u in users for v in recording.consumers[u.index])
-    return softmax and operation.category in ("merge", "scale", "other")
+    """Scores that a mask set to -inf: a softmax behind them, with no layer in between, is finite again."""
+    stack, seen = [index], {index}
+    if recording.operations[index].category not in MASKING:
+        return False
+    while stack:
+        for user in (recording.operations[u] for u in recording.consumers[stack.pop()]):
+            if user.op in ("softmax", "log_softmax", "logsumexp"):
+                return True
+            if user.category in (*MASKING, "shape") and user.index not in seen:
+                seen.add(user.index)
+                stack.append(user.index)
+    return False
 
 
 class NonfiniteGradient(Rule):
