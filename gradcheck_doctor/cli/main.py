@@ -9,6 +9,7 @@ import warnings
 import click
 
 from gradcheck_doctor import __version__
+from gradcheck_doctor.cli import streams
 from gradcheck_doctor.errors import DoctorError
 
 COMMANDS = {"audit": "Probe a model with one batch and say what keeps it from training.",
@@ -50,6 +51,9 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 no finding at or above --fail-on, 1 some, 2 for everything that went wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    streams.opened()
+    if arguments[:1] != ["run"]:                                    # a script's own output fails as it would without us
+        streams.forgiving()
     try:
         with warnings.catch_warnings():
             if arguments[:1] != ["run"]:                            # a script sees its own warnings
