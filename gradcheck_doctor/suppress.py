@@ -8,7 +8,11 @@ import os
 import re
 from collections.abc import Mapping
 
+from gradcheck_doctor.errors import UnknownRule
+from gradcheck_doctor.packs import complain
+from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding
+from gradcheck_doctor.rules.registry import expand
 
 _LINE = re.compile(r"#\s*doctor:\s*ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
 _FILE = re.compile(r"#\s*doctor:\s*file-ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
@@ -21,10 +25,23 @@ def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | No
         return False
     if any(_in_file(place.file, pattern) and _names(finding, codes) for pattern, codes in (per_file or {}).items()):
         return True
+    _checked(place.file)
     last = place.end_line or place.line
     if any(_matches(_LINE, linecache.getline(place.file, line), finding) for line in range(place.line, last + 1)):
         return True
     return any(_matches(_FILE, line, finding) for line in _file_comments(place.file))
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(file: str) -> None:
+    """Say which codes in the comments of a file no rule has."""
+    for number, line in enumerate(linecache.getlines(file), 1):
+        named = [found[1] for pattern in (_LINE, _FILE) if (found := pattern.search(line)) is not None and found[1]]
+        for code in (c.strip() for codes in named for c in codes.split(",") if c.strip()):
+            try:
+                expand([code])
+            except UnknownRule:
+                complain(f"{relative(file)}:{number}: this comment ignores {code}, which no rule is called; `doctor rule` lists them")
 
 
 def _in_file(file: str, pattern: str) -> bool:

@@ -20,6 +20,7 @@ from gradcheck_doctor.records.sources import encoded
 SECONDS = 170          # for one run of a script
 BUDGET = 200           # for all runs of one repair: no new one begins after that
 LEARNED = 0.9          # share of the first loss that is gone where a run has learned its data
+SHORT = 32             # losses; with fewer, chance decides as much as a fix
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
 NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
@@ -99,7 +100,7 @@ def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgemen
     if run and before.report.curves.get("loss") and not after.report.curves.get("loss"):
         return Verified("unmeasurable", *figures, "no loss was seen")
     if run and not _loss_better(treatment, before, after):
-        return Verified("no-effect", *figures, f"the loss ends at {after.last_loss:.3g}, without the change at {before.last_loss:.3g}")
+        return Verified("no-effect", *figures, _too_little(treatment, before, after))
     if still or after.serious > before.serious:
         return Verified("no-effect", *figures, f"{finding.rule} is still found" if still else "more findings than before")
     if not run and after.errors >= before.errors and after.serious >= before.serious:
@@ -136,21 +137,45 @@ def beaten(treatment: str, before: Judgement, after: Judgement, controls: Sequen
 
 
 def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
-    """Clearly lower than the control's; a changed loss function is judged by the share that is gone.
+    """Clearly lower than the control's; a changed loss function is judged by the share that is gone."""
+    if treatment in LOSS_CHANGING:
+        return after.progress > _progress_needed(before)
+    if not math.isfinite(before.last_loss):
+        return math.isfinite(after.last_loss)
+    limit = _loss_needed(treatment, before, after)
+    return after.last_loss <= limit if treatment in NEUTRAL else after.last_loss < limit
+
+
+def _progress_needed(before: Judgement) -> float:
+    """Share of the first loss; a loss below 0, where that share is past 1, is no measure."""
+    return 0.3 if before.progress > 1.0 else max(0.3, before.progress)
+
+
+def _loss_needed(treatment: str, before: Judgement, after: Judgement) -> float:
+    """Where the loss has to end.
 
     A new start that leaves fewer errors has to be no worse: oversized weights learn a training set by heart as well, so two runs that both end
     near 0 differ by less than the loss they began with can tell.
     """
-    if treatment in LOSS_CHANGING:
-        return after.progress > max(0.3, before.progress) or before.progress > 1.0 and after.progress > 0.3
-    if not math.isfinite(before.last_loss):
-        return math.isfinite(after.last_loss)
     if treatment in NEUTRAL:
-        return after.last_loss <= before.last_loss + TELLING * _first_loss(after)
+        return before.last_loss + TELLING * _first_loss(after)
     slack = 0.0
     if treatment == "initialise" and after.errors < before.errors and LEARNED <= after.progress < 1.0:
         slack = TELLING * _first_loss(after)
-    return after.last_loss < max(before.last_loss - 0.02 * abs(before.last_loss), before.last_loss + slack if slack else -math.inf)
+    return max(before.last_loss - 0.02 * abs(before.last_loss), before.last_loss + slack if slack else -math.inf)
+
+
+def _too_little(treatment: str, before: Judgement, after: Judgement) -> str:
+    """What the loss did, and what it would have had to do."""
+    steps = len(after.report.curves.get("loss", ()))
+    short = f"; {steps} steps show little, a longer run may show more" if steps < SHORT else ""
+    if treatment in LOSS_CHANGING:
+        gone = [f"{judgement.progress:.0%}" if math.isfinite(judgement.progress) else "nothing" for judgement in (after, before)]
+        return f"{gone[0]} of the first loss is gone, without the change {gone[1]}; needed: more than {_progress_needed(before):.0%}{short}"
+    ends = f"the loss ends at {after.last_loss:.4g}, without the change at {before.last_loss:.4g}"
+    if not math.isfinite(before.last_loss):
+        return ends
+    return f"{ends}; needed: {'at most' if treatment in NEUTRAL else 'below'} {_loss_needed(treatment, before, after):.4g}{short}"
 
 
 def _first_loss(judgement: Judgement) -> float:

@@ -70,7 +70,7 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
             patch.write()
     _say([r for r in done if r is not None], left, output is not None or diff, dry, verify, shared)
     if output is not None:
-        write(output, shared.output)
+        write(output, shared.output, chosen_format(shared))
     if dry:
         return int(any(p.changed for p in made))
     return _status(reports, done, left, wanted, shared)

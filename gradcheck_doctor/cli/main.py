@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import traceback
 import warnings
@@ -9,6 +11,7 @@ import warnings
 import click
 
 from gradcheck_doctor import __version__
+from gradcheck_doctor.cli import streams
 from gradcheck_doctor.errors import DoctorError
 
 COMMANDS = {"audit": "Probe a model with one batch and say what keeps it from training.",
@@ -50,6 +53,9 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 no finding at or above --fail-on, 1 some, 2 for everything that went wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    streams.opened()
+    if arguments[:1] != ["run"]:                                    # a script's own output fails as it would without us
+        streams.forgiving()
     try:
         with warnings.catch_warnings():
             if arguments[:1] != ["run"]:                            # a script sees its own warnings
@@ -58,17 +64,24 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as ended:
         status = ended.exit_code
     except click.Abort:
-        status = _fail("interrupted")
+        click.echo("doctor: interrupted", err=True)
+        status = 128 + signal.SIGINT
     except click.ClickException as error:
-        error.show(sys.stderr)
+        if not _repeated(arguments):
+            error.show(sys.stderr)
         status = 2
     except DoctorError as error:
-        status = _fail(str(error), arguments)
+        status = 2 if _repeated(arguments) else _fail(str(error), arguments)
     except BrokenPipeError:
         status = 0
     except Exception as error:
         status = _fail(f"internal error: {type(error).__name__}: {error}\nPlease report it; --verbose shows the traceback.", arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _repeated(arguments: list[str]) -> bool:
+    """Whether the first process that torchrun launched on this machine says the same."""
+    return arguments[:1] == ["run"] and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _fail(message: str, arguments: list[str] | None = None) -> int:

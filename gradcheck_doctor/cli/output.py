@@ -11,6 +11,7 @@ import click
 
 from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Shared
+from gradcheck_doctor.cli.streams import fitting
 from gradcheck_doctor.errors import ConfigError
 from gradcheck_doctor.records.findings import SEVERITIES, ReportData
 from gradcheck_doctor.report.render import RuleInfo, Style, format_of, render
@@ -29,7 +30,7 @@ def deliver(reports: Sequence[ReportData], shared: Shared) -> int:
         from gradcheck_doctor.patch import with_edits
 
         reports = [with_edits(r) for r in reports]
-    write(rendered(reports, shared), shared.output)
+    write(rendered(reports, shared), shared.output, chosen_format(shared))
     return status
 
 
@@ -51,13 +52,13 @@ def rule_infos() -> dict[str, RuleInfo]:
     return {r.code: RuleInfo(r.code, r.name, r.summary, r.page()) for r in rules()}
 
 
-def write(text: str, output: str | None) -> None:
-    """To a file, or to stdout."""
+def write(text: str, output: str | None, format: str | None) -> None:
+    """A report of that format (None: text) to a file, or to stdout."""
     if output is None:
-        click.echo(text, color=True)
+        click.echo(fitting(text, sys.stdout.encoding, format or "text"), color=True)
         return
     try:
-        with open(output, "w", encoding="utf-8", newline="\n") as file:
+        with open(output, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 
 from gradcheck_doctor.cli.options import Probe
+from gradcheck_doctor.cli.streams import stdout_to_stderr
 from gradcheck_doctor.config import Config
 from gradcheck_doctor.records.findings import ReportData
 from gradcheck_doctor.session import audit_target
@@ -15,6 +16,7 @@ from gradcheck_doctor.targets.resolve import Options, buildable, resolve
 def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None) -> list[ReportData]:
     """One report for each model that the targets name; with `skip` what can't be built is passed over, and said."""
     options = Options(batch=probe.batch, loss=probe.loss, optimizer=probe.optimizer, inputs=probe.inputs, device=probe.device, seed=probe.seed)
-    found = [target for spec in targets
-             for target in (buildable(spec, options, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec, options))]
-    return [probe.noted(audit_target(t, config=config, steps=probe.steps, overfit=probe.overfit).report) for t in found]
+    with stdout_to_stderr():
+        found = [target for spec in targets
+                 for target in (buildable(spec, options, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec, options))]
+        return [probe.noted(audit_target(t, config=config, steps=probe.steps, overfit=probe.overfit).report) for t in found]

@@ -25,5 +25,5 @@ def command(record: str, format_: str | None, output: str | None, export_: str |
         return 0
     reports = stored_reports(record, load()).reports
     chosen = format_ or (format_of(output) if output else None) or "text"
-    write(render(reports, chosen, Style(rule_infos(), verbose=verbose)), output)
+    write(render(reports, chosen, Style(rule_infos(), verbose=verbose)), output, chosen)
     return 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradcheck_doctor.cli.loading import loading
 from gradcheck_doctor.cli.options import Shared, shared_options
+from gradcheck_doctor.cli.streams import stdout_to_stderr
 from gradcheck_doctor.report.render import MACHINE, format_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
 
     chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
     interval = _every(every or shared.config.every)
-    with _stdout_to_stderr(chosen in MACHINE and shared.output is None):
+    with stdout_to_stderr(chosen in MACHINE and shared.output is None):
         result = _observed(script, arguments, module, interval, max_steps, store, shared)
     if result.crash:
         click.echo(result.crash, err=True, nl=False)
@@ -85,23 +85,3 @@ def _every(value: str | int) -> str | int:
     if not value.isdigit() or int(value) < 1:
         raise click.BadParameter(f"{value!r} is neither a positive number nor auto", param_hint="--every")
     return int(value)
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr(active: bool) -> Iterator[None]:
-    """A machine format on stdout must parse: the script's own output goes to stderr then, that of its child processes too."""
-    if not active:
-        yield
-        return
-    sys.stdout.flush()
-    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            saved = os.dup(1)
-            os.dup2(2, 1)
-            stack.callback(_put_back, saved)
-        yield
-
-
-def _put_back(saved: int) -> None:
-    os.dup2(saved, 1)
-    os.close(saved)

@@ -41,8 +41,8 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
     32, ... steps and at the end.
 
     Args:
-        every: observe each N-th optimizer step, or "auto" (dense at the start, then rarer, within 1 % of the time). Below 4, past 64 observed steps,
-            layers are seen on a quarter of all steps, the loss and the gradient norms on the others.
+        every: observe the first 8 optimizer steps and each N-th, or "auto" (dense at the start, then rarer, within 1 % of the time). Below 4, past
+            64 observed steps, layers are seen on a quarter of all steps, the loss and the gradient norms on the others.
         on_finding: "warn" prints, "stop" ends training after the step, "raise" raises UnhealthyTraining. Errors only for stop and raise.
         treat: "safe" applies the safe cures to the model before its first step (see docs/lightning.md); never to loaded or trained weights,
             never on a resumed run.
@@ -223,7 +223,8 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
         explained = {fingerprint for f in report.findings for fingerprint in f.related}
         new = [f for f in serious if f.fingerprint not in self._known and f.fingerprint not in explained]
         self._known |= {f.fingerprint for f in serious}
-        lines = [f"{f.code} {f.rule} {f.severity} {f.module}: {f.message}" + "".join(f"; try: {x.prescription.title}" for x in f.fixes[:1]) for f in new]
+        lines = [f"{' '.join(x for x in (f.code, f.rule, f.severity, f.module) if x)}: {f.message}" + "".join(f"; try: {x.prescription.title}" for x in f.fixes[:1])
+                 for f in new]
         return "\n".join(lines), any(f.severity == "error" for f in new)
 
     def _log(self, trainer: Any) -> None:

@@ -11,11 +11,14 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gradcheck_doctor.errors import DoctorError, TargetError
+from gradcheck_doctor.records.findings import NOTHING_SEEN, SOURCE
 from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.sites import BlindSpot
+from gradcheck_doctor.records.sources import digest
 
 CRASH_WAIT = 2.0       # seconds that rank 0 waits for the figures of the others when its script failed: they may hang in a collective
 INTERRUPTED = 128 + signal.SIGINT
@@ -73,6 +76,7 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
 
     program = _of_file(script) if script is not None else None
     name, owner = script or f"-m {module}", os.getpid()
+    source = {SOURCE: digest(program.file)} if program is not None else {}     # as it is now: a script may be edited while it runs
 
     def stop() -> None:
         if os.getpid() == owner:
@@ -84,17 +88,24 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
     with _interpreter_restored(), recording_construction() as log:
         monitor = Monitor(every=every, log=log, max_steps=max_steps, stop=stop, on_step=tell("step") if listeners else None,
                           on_observed=tell("observed") if listeners else None, channel="run")
-        with _on_terminate() as received:
+        with on_terminate() as received:
             status, crash, ended = _execute(monitor, program, module or "", arguments)
         if received:
             ended = "terminated"
         if status:
             monitor.ranks.final_wait = CRASH_WAIT
-        facts = _facts(name, ended, monitor)
-        recording = monitor.gathered(**facts)
+        facts = {**_facts(name, ended, monitor), **source}
+        recording = _honest(monitor.gathered(**facts))
         for listener in listeners:
             listener.ended(recording, ended, monitor.ranks.joined)
     return ScriptResult(recording, status, crash, facts.get("stopped", ""), monitor.ranks.rank or launched_rank())
+
+
+def _honest(recording: Recording) -> Recording:
+    """A run that never trained says so: without findings it would pass for healthy."""
+    if recording.total_steps or recording.events_of("backward"):
+        return recording
+    return replace(recording, blind_spots=(*recording.blind_spots, BlindSpot("", NOTHING_SEEN)))
 
 
 def _facts(name: str, ended: str, monitor: Any) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def _interpreter_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _on_terminate() -> Iterator[list[int]]:
+def on_terminate() -> Iterator[list[int]]:
     """SIGTERM as SystemExit, so that the script's own clean-up runs and what was seen is reported; the signals received.
 
     A second one kills at once. Children that were forked die of it as they would without us, and a signal that the script handles,

@@ -7,6 +7,10 @@ from typing import Any
 
 from gradcheck_doctor.records.sites import Span
 
+#: The blind spot of a run of which nothing can be said.
+NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; processes that the script starts itself are not watched, "
+                "start them with torchrun")
+SOURCE = "source_sha256"                      # in a report's probe: the digest of the file it is about
 SEVERITIES = ("info", "warning", "error")     # in rising order
 
 
@@ -119,6 +123,16 @@ class ReportData:
     @property
     def verdict(self) -> str:
         return "sick" if self.count("error") else "watch" if self.count("warning") else "healthy"
+
+    @property
+    def nothing_seen(self) -> bool:
+        """A run without findings because there was nothing to find them in."""
+        return self.verdict == "healthy" and any(spot.reason == NOTHING_SEEN for spot in self.blind_spots)
+
+    @property
+    def headline(self) -> str:
+        """The verdict as people read it."""
+        return "nothing observed" if self.nothing_seen else self.verdict
 
     @property
     def fixable(self) -> int:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import tokenize
 
@@ -34,6 +35,15 @@ def encoded(text: str, *, mark: bool = False) -> bytes:
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(text.encode("utf-8", "surrogatepass")).readline)
     return (codecs.BOM_UTF8 if mark else b"") + text.encode(encoding)
+
+
+def digest(file: str) -> str:
+    """16 hexadecimal digits that change with the content of a file; empty when it can't be read."""
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def lines_of(text: str) -> list[str]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding, ReportData
+from gradcheck_doctor.report.lines import chosen
+from gradcheck_doctor.report.rows import rows_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -41,7 +43,8 @@ def _view(report: ReportData) -> dict[str, Any]:
                  "source": _source(f), "explains": sorted({names[x] for x in f.related if x in names})}
                 for f in report.findings if f.fingerprint not in explained]
     serious = {f.code for f in report.findings if f.severity != "info"}
-    return {"data": report, "findings": findings, "bars": _bars(report, serious), "counts": {s: report.count(s) for s in ("error", "warning", "info")}}
+    return {"data": report, "findings": findings, "probe": chosen(report), "bars": _bars(report, serious), "rows": rows_of(report.layers),
+            "counts": {s: report.count(s) for s in ("error", "warning", "info")}}
 
 
 def _source(finding: Finding) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradcheck_doctor.records.codec import relative
-from gradcheck_doctor.records.findings import Finding, ReportData
+from gradcheck_doctor.records.findings import SOURCE, Finding, ReportData
 
 if TYPE_CHECKING:
     from gradcheck_doctor.report.render import Style
@@ -16,10 +16,11 @@ LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
 def concise(reports: Sequence[ReportData], style: Style) -> str:
-    """`file:line:col: CODE message`, then how many."""
+    """`file:line:col: CODE [severity] message`, then how many."""
     found = [f for r in reports for f in r.findings]
-    lines = [f"{_where(f, r)}: {f.code} {f.message}{follows(f, r)}" for r in reports for f in r.findings]
-    return "\n".join([*lines, f"Found {len(found)} finding{'s' if len(found) != 1 else ''}." if found else "No findings."])
+    lines = [f"{_where(f, r)}: {f.code} [{f.severity}] {f.message}{follows(f, r)}" for r in reports for f in r.findings]
+    none = "Nothing observed." if reports and all(r.nothing_seen for r in reports) else "No findings."
+    return "\n".join([*lines, f"Found {_counted(len(found), 'finding')}." if found else none])
 
 
 def _where(finding: Finding, report: ReportData) -> str:
@@ -31,6 +32,19 @@ def follows(finding: Finding, report: ReportData) -> str:
     """Which finding explains this one, in brackets: a symptom needs no cure of its own."""
     cause = next((f for f in report.findings if finding.fingerprint in f.related), None)
     return f" (follows from {cause.code})" if cause is not None else ""
+
+
+def chosen(report: ReportData) -> list[tuple[str, str]]:
+    """What was chosen for the probe, as people want to know it."""
+    return [(name, str(value)) for name, value in report.probe.items() if value not in (None, "") and name not in ("torch", SOURCE)]
+
+
+def unseen(report: ReportData) -> list[str]:
+    """What could not be observed, a line for each reason."""
+    spots: dict[str, list[str]] = {}
+    for spot in report.blind_spots:
+        spots.setdefault(spot.reason, []).append(spot.module or "(root)")
+    return [f"not observed: {', '.join(m[:6])}{' ...' if len(m) > 6 else ''}: {reason}" for reason, m in spots.items()]
 
 
 def _counted(number: int, noun: str) -> str:
@@ -76,12 +90,13 @@ def markdown(reports: Sequence[ReportData], style: Style) -> str:
 
 def _markdown(report: ReportData) -> str:
     counts = f"{_counted(report.count('error'), 'error')}, {_counted(report.count('warning'), 'warning')}, {report.count('info')} info"
-    head = f"## {report.target}: {report.verdict}\n\n{counts}"
+    head = f"## {report.target}: {report.headline}\n\n{counts}"
+    blind = [line for spot in unseen(report) for line in ("", _cell(spot))]
     if not report.findings:
-        return head
+        return "\n".join([head, *blind])
     rows = [f"| {f.severity} | `{f.code}` {f.rule} | {_cell(f.module)} | {_cell(_where(f, report))} | {_cell(f.message + follows(f, report))} | "
             f"{_cell('; '.join(x.prescription.title + PROOF.get(x.verified.status, '') for x in f.fixes[:2]))} |" for f in report.findings]
-    return "\n".join([head, "", "| severity | rule | module | where | what | cure |", "|---|---|---|---|---|---|", *rows])
+    return "\n".join([head, "", "| severity | rule | module | where | what | cure |", "|---|---|---|---|---|---|", *rows, *blind])
 
 
 def _cell(text: str) -> str:

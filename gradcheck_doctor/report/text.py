@@ -12,6 +12,8 @@ from tabulate import tabulate
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding, LayerRow, ReportData
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.report.lines import chosen, unseen
+from gradcheck_doctor.report.rows import Row, rows_of
 
 if TYPE_CHECKING:
     from gradcheck_doctor.report.render import Style
@@ -46,7 +48,9 @@ def _headline(report: ReportData, style: Style) -> str:
     what = f"{model.get('class') or 'model'}, {model.get('parameters', 0):,} parameters, {model.get('dtype')} on {model.get('device')}"
     root = next((f for f in report.findings if f.severity != "info"), None)
     cause = f": {root.rule}" if root is not None else ""
-    return f"{paint(report.target, 'bold', style)}  {paint(report.verdict + cause, report.verdict, style)}\n{paint(what, 'dim', style)}"
+    verdict = paint(report.headline + cause, "watch" if report.nothing_seen else report.verdict, style)
+    head = f"{paint(report.target, 'bold', style)}  {verdict}"
+    return head if report.nothing_seen and not model.get("class") else f"{head}\n{paint(what, 'dim', style)}"
 
 
 def _finding(finding: Finding, symptoms: Sequence[Finding], style: Style) -> str:
@@ -105,16 +109,16 @@ def gradient_bars(layers: Sequence[LayerRow]) -> Mapping[int, str]:
     return {order: BAR[max(0, round((1 + math.log10(size / top) / span) * (len(BAR) - 1)))] for order, size in sizes.items()}
 
 
-def _named(row: LayerRow, causes: set[str], style: Style) -> str:
+def _named(row: Row, causes: set[str], style: Style) -> str:
     """Codes of the findings that name the row: causes only where there is one, so that a column does not repeat every symptom."""
-    codes = [code for code in row.verdict.split(", ") if code in causes]
-    return row.verdict if style.verbose or not codes else ", ".join(codes)
+    codes = [code for code in row.codes if code in causes]
+    return ", ".join(row.codes if style.verbose or not codes else codes)
 
 
 def _table(layers: Sequence[LayerRow], causes: set[str], style: Style) -> str:
     bars = gradient_bars(layers)
-    rows = [[row.module or "(root)", row.op, _weight(row), _number(row.forward.get("std")), _number(row.gradient.get("norm")), bars.get(row.order, ""),
-             _named(row, causes, style)] for row in layers]
+    rows = [[row.first.module or "(root)", row.op, _weight(row.first), row.std, row.gradient, bars.get(row.first.order, ""), _named(row, causes, style)]
+            for row in rows_of(layers)]
     left_out = ""
     if len(rows) > ROWS and not style.verbose:
         left_out = f"\n... {len(rows) - ROWS} more rows (--verbose shows all)"
@@ -130,22 +134,14 @@ def _weight(row: LayerRow) -> str:
     return f"{scheme} ({gain:.2f})" if isinstance(gain, float) else scheme
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}" if isinstance(value, (int, float)) else str(value)
-
-
 def _probe(report: ReportData, style: Style) -> str:
-    chosen = [f"{name}: {value}" for name, value in report.probe.items() if value not in (None, "") and name != "torch"]
-    spots: dict[str, list[str]] = {}
-    for spot in report.blind_spots:
-        spots.setdefault(spot.reason, []).append(spot.module or "(root)")
-    seen = [f"not observed: {', '.join(m[:6])}{' ...' if len(m) > 6 else ''}: {reason}" for reason, m in spots.items()]
-    return "\n".join(paint(_folded(line, "", style), "dim", style) for line in [*(["probe  " + "; ".join(chosen)] if chosen else []), *seen])
+    probe = "; ".join(f"{name}: {value}" for name, value in chosen(report))
+    return "\n".join(paint(_folded(line, "", style), "dim", style) for line in [*(["probe  " + probe] if probe else []), *unseen(report)])
 
 
 def _summary(report: ReportData, style: Style) -> str:
     counts = [f"{report.count(s)} {s}{'s' if report.count(s) != 1 and s != 'info' else ''}" for s in ("error", "warning", "info") if report.count(s)]
     hidden = f"; {report.suppressed} suppressed" if report.suppressed else ""
     if not counts:
-        return paint("no findings", "healthy", style) + hidden
+        return paint("no findings", "dim" if report.nothing_seen else "healthy", style) + hidden
     return ", ".join(counts) + hidden

@@ -18,7 +18,7 @@ from gradcheck_doctor.observe.provenance import ConstructionLog, recording_const
 from gradcheck_doctor.targets import lightning_steps, losses, specs
 from gradcheck_doctor.targets.infer import infer
 from gradcheck_doctor.targets.memory import _guarded, default_optimizer, shapes
-from gradcheck_doctor.targets.source import import_file, import_package, parse
+from gradcheck_doctor.targets.source import bare_argv, import_file, import_package, parse
 from gradcheck_doctor.targets.target import Target
 
 FACTORIES = ("build_model", "get_model", "create_model", "make_model")
@@ -47,7 +47,7 @@ def resolve(spec: str, options: Options | None = None) -> list[Target]:
     if path.is_dir():
         return _folder(path, options)
     log = ConstructionLog()
-    with recording_construction(log):
+    with recording_construction(log), bare_argv(left):
         torch.manual_seed(options.seed)                      # models and batches made while the file is imported
         if left.endswith(".py") or path.exists():
             module = import_file(path)

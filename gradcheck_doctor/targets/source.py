@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -75,6 +77,16 @@ def _calls(node: ast.AST) -> set[str]:
 
 def _is_main_guard(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+@contextlib.contextmanager
+def bare_argv(name: str) -> Iterator[None]:
+    """`sys.argv` as `python name` without arguments has it: a file that parses its arguments when it is imported must not see ours."""
+    saved, sys.argv = sys.argv, [name]
+    try:
+        yield
+    finally:
+        sys.argv = saved
 
 
 def import_file(path: Path) -> ModuleType:

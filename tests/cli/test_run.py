@@ -95,6 +95,24 @@ def test_a_signal_gives_the_report(folder, number, status, said):
     assert ("GD705" in out) == (number == signal.SIGINT)
 
 
+def test_ctrl_c_before_the_training_is_130(folder):
+    (folder / "slow" / "torch").mkdir(parents=True)
+    (folder / "slow" / "torch" / "__init__.py").write_text("import time\nprint('LOADING', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(folder / "slow"), ENVIRONMENT.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-m", "gradcheck_doctor", "run", "forever.py", "1", "0"], cwd=folder, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env={**ENVIRONMENT, "PYTHONPATH": path}, preexec_fn=interruptible)
+    assert process.stdout.readline() == "LOADING\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].strip() == "doctor: interrupted" and process.returncode == 130
+
+
+def test_ctrl_c_while_the_report_is_made_is_130(folder):
+    code = ("import os, signal, gradcheck_doctor.session as session; from gradcheck_doctor.cli.main import main\n"
+            "session.examine = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nmain(['run', 'forever.py', '2', '0'])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, preexec_fn=interruptible)
+    assert done.returncode == 130 and "doctor: interrupted" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_killed_with_9_the_store_has_all_but_the_last_step(folder):
     process = started(folder, "--store", "killed.db", "--every", "1", until="STEP 30")
     process.kill()

@@ -51,6 +51,16 @@ def test_findings_are_said_once_root_cause_first():
     assert len(said) == 1 and "GD102 init-activation-mismatch" in said[0] and "GD301" not in said[0]
 
 
+class Loud(Deep):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e4)
+
+
+def test_a_finding_about_no_module_names_none():
+    _, _, said = fit([DoctorCallback()], lambda: Loud(1))
+    assert "GD701 learning-rate-too-high error: SGD" in "".join(said), said
+
+
 def test_stop_and_raise():
     assert fit([DoctorCallback(on_finding="stop")])[1].global_step < 20
     with pytest.raises(UnhealthyTraining, match="GD102"):

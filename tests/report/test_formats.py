@@ -127,6 +127,17 @@ def test_rows_name_causes_and_verbose_rows_name_everything():
     assert "GD102, GD301" in render(data, "text", Style({}, verbose=True))
 
 
+def test_calls_in_a_loop_are_one_row_and_json_has_them_all():
+    from dataclasses import replace
+
+    calls = [replace(ROW, module="cell", order=2 * n, gradient={"norm": 10.0 ** -n}, verdict="GD301" if n else "GD102") for n in range(5)]
+    few = [replace(ROW, module="head", op="norm", order=2 * n + 1) for n in range(3)]
+    data = replace(report(), layers=(*calls, *few))
+    for text in (render(data, "text", Style({}, verbose=True)), render(data, "html").partition("<details>")[2]):
+        assert text.count("cell") == 1 and text.count("head") == 3 and "linear x5" in text and "0.0001 to 1" in text and "GD102, GD301" in text
+    assert len(json.loads(render(data, "json"))["layers"]) == 8
+
+
 def test_html_underlines_the_expression(tmp_path):
     from dataclasses import replace
 

@@ -43,3 +43,17 @@ def test_a_loss_below_0_is_no_gain_beside_one_that_is_minimised():
     before, after, faster = judged(-3.0, -130.0, raised), judged(3.0, 0.3), [judged(-3.0, -9000.0, raised)] * 3
     assert verdict(raised, "minimise-loss", before, after, run=True).status == "improved" and not beaten("minimise-loss", before, after, faster)
     assert beaten("minimise-loss", before, judged(3.0, 2.0), [judged(3.0, 0.1)] * 3)
+
+
+@pytest.mark.parametrize(("treatment", "before", "after", "said"), [
+    ("learning-rate", 2.3, 2.28, "the loss ends at 2.28, without the change at 2.3; needed: below 2.254"),
+    ("eval-batchnorm", 2.3, 2.4, "the loss ends at 2.4, without the change at 2.3; needed: at most 2.346"),
+    ("learning-rate", float("inf"), float("inf"), "the loss ends at inf, without the change at inf"),
+    ("replace-loss", 2.0, 1.9, "17% of the first loss is gone, without the change 13%; needed: more than 30%")])
+def test_a_fix_that_is_not_kept_says_what_was_needed(treatment, before, after, said):
+    assert verdict(SICK, treatment, judged(2.3, before, SICK), judged(2.3, after), run=True).reason == said
+
+
+def test_a_short_run_is_said_to_be_short():
+    few = judge(ReportData("t.py", "run", {}, {}, curves={"loss": ((1, 2.3), (2, 2.3), (3, 2.28))}))
+    assert verdict(SICK, "learning-rate", judged(2.3, 2.3, SICK), few, run=True).reason.endswith("3 steps show little, a longer run may show more")
