@@ -5,6 +5,7 @@ import linecache
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -142,6 +143,17 @@ def _probe(report: ReportData, style: Style) -> str:
 def _summary(report: ReportData, style: Style) -> str:
     counts = [f"{report.count(s)} {s}{'s' if report.count(s) != 1 and s != 'info' else ''}" for s in ("error", "warning", "info") if report.count(s)]
     hidden = f"; {report.suppressed} suppressed" if report.suppressed else ""
+    flat = "" if report.count("error") + report.count("warning") else _flat(report.curves.get("loss", ()))
     if not counts:
-        return paint("no findings", "dim" if report.nothing_seen else "healthy", style) + hidden
-    return ", ".join(counts) + hidden
+        return paint("no findings", "dim" if report.nothing_seen or flat else "healthy", style) + hidden + flat
+    return ", ".join(counts) + hidden + flat
+
+
+def _flat(curve: Sequence[tuple[float, float]]) -> str:
+    """Words for a loss that went nowhere although nothing serious was found."""
+    values = [value for _, value in curve]
+    if len(values) < 10:
+        return ""
+    first, last = median(values[:3]), median(values[-max(3, len(values) // 20):])
+    return f"; no cause was found, yet the loss hardly fell ({first:.3g} to {last:.3g})" if first > 0 and 0.95 * first < last < math.inf else ""
+

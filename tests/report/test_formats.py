@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -171,3 +173,9 @@ def test_information_that_a_cause_explains_stands_under_it():
     found = doctor.audit(model, (torch.randn(256, 16), torch.randint(0, 4, (256,))), loss=nn.CrossEntropyLoss()).findings
     assert found[0].code == "GD104" and any(f.severity == "info" for f in found[1:])
     assert {f.fingerprint for f in found[1:]} == set(found[0].related)
+
+
+@pytest.mark.parametrize(("end", "said"), [(2.29, True), (2.0, False), (math.nan, False)])
+def test_a_loss_that_went_nowhere_is_said_where_nothing_was_found(end, said):
+    flat = replace(report(), findings=(), curves={"loss": tuple((float(n), 2.3 + (end - 2.3) * n / 39) for n in range(40))})
+    assert ("yet the loss hardly fell (2.3 to 2.29)" in render(flat, "text")) is said
