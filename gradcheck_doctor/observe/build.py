@@ -130,12 +130,17 @@ class ParameterBook:
                     self.loaded.add(id(parameter))
 
 
+def kept(observer: Observer) -> set[int]:
+    """Indices of the operations that the losses depend on, of all when no backward was seen."""
+    graph, losses = observer.graph, dict.fromkeys(observer.loss_nodes)
+    return set().union(*map(graph.ancestors, losses)) if losses else {n.index for n in graph.nodes}
+
+
 def operations(observer: Observer, book: ParameterBook, kind: str, since: int = -1) -> tuple[Operation, ...]:
     """The operations that the losses depend on (all of them when no backward was seen), renumbered, with the spine marked;
     of what was observed only the steps after `since`."""
-    graph = observer.graph
-    keep = set().union(*(graph.ancestors(i) for i in dict.fromkeys(observer.loss_nodes))) if observer.loss_nodes else {n.index for n in graph.nodes}
-    nodes = [n for n in graph.nodes if n.index in keep]
+    keep = kept(observer)
+    nodes = [n for n in observer.graph.nodes if n.index in keep]
     number = {n.index: i for i, n in enumerate(nodes)}
     on_spine = _spine(nodes, list(dict.fromkeys(observer.loss_nodes)))
     prefixes = observer.roots.prefixes()
