@@ -70,16 +70,18 @@ class Hidden:
 
 
 def rows(observer: Observer, book: ParameterBook, keep: set[int]) -> list[dict[str, Any]]:
-    """Of each value that comes back without a gradient and goes into one of the operations in `keep`: by which call, to which operation, whose parameters."""
+    """Of each value that comes back without a gradient and goes into one of the operations in `keep`: by which call, to which operation, whose parameters.
+
+    Not of values that reach the loss by another way as well."""
     modules = {id(m): m for m in observer.roots.known()}
     number = {index: place for place, index in enumerate(sorted(keep))}
     found = []
     for index, cuts in sorted(observer.hidden.taken.items()):
-        for cut in sorted(cuts, key=lambda c: (c.maker, c.op)) if index in keep else ():
+        for cut in sorted((c for c in cuts if c.maker not in keep), key=lambda c: (c.maker, c.op)) if index in keep else ():
             if cut.module:
                 held: list[Tensor] = list(modules[cut.module].parameters()) if cut.module in modules else []
             else:
-                held = [p for i in observer.graph.ancestors(cut.maker) for p in observer.graph.nodes[i].parameters]
+                held = [p for i in observer.graph.ancestors(cut.maker) - keep for p in observer.graph.nodes[i].parameters]
             names = tuple(dict.fromkeys(book.records[id(p)][1].name for p in held if id(p) in book.records))
             if names:
                 block = without_gradients(cut.span) if cut.op == "no_grad" else None

@@ -315,8 +315,11 @@ class Observer(TorchFunctionMode):
         self.seconds += self.clock() - started
 
     def _ran_dark(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if self.exact and not self.backward_seen and self._here():
-            self.hidden.ran(module, self.span_at(sys._getframe(2)), args, output)
+        try:
+            if self.exact and not self.backward_seen and self._here():
+                self.hidden.ran(module, self.span_at(sys._getframe(2)), args, output)
+        except Exception as error:
+            self.fail(error)
 
     def _passed_on(self, given: Any, output: Any) -> None:
         before: list[Tensor] = []

@@ -13,7 +13,7 @@ from gradcheck_doctor.rules.flow import location
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
 WITHHELD = ("detach", "data", "no_grad")       # the value goes on, its gradient does not: by intent where the weights were trained before
 FEWEST = 5                                     # observed steps before which gradients were gone
-_PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(\w+)_(?:g|v|orig))$")
+_PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")
 
 
 class Weight(NamedTuple):
