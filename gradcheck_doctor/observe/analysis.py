@@ -40,6 +40,7 @@ def record(observer: Observer, func: Callable[..., Any], named: tuple[str, bool]
         same = Call(func, module, None)                         # no new value (dropout in eval returns its input)
         same.quick = bool(args) and output is args[0]
         observer.tree.learn(same)
+        observer.hidden.made(op, inputs, (v for v in made if not v.is_floating_point()), lambda: observer.span_at(sys._getframe(4)))
         return
     category = CATEGORY.get(op, "other")
     used, others = [], []
@@ -68,8 +69,11 @@ def record(observer: Observer, func: Callable[..., Any], named: tuple[str, bool]
     node.source = node.source or source
     if new:
         _describe(observer, node, func, args, kwargs, inputs, used, values[0], inplace)
+    observer.hidden.arrived(node, inputs)
     for value in values:
         observer.graph.bind(value, node.index)
+    if len(values) < len(made):                                     # topk's and sort's places
+        observer.hidden.made(op, values, (v for v in made if not v.is_floating_point()), lambda: node.span)
     measured = category in MEASURED or op in FRAGILE
     if measured:
         _measure(observer, node, values)

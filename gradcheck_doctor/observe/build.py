@@ -135,12 +135,17 @@ def _freed(parameter: Tensor) -> bool:
     return type(parameter) in (Tensor, nn.Parameter) and parameter.is_cpu and parameter.numel() > 0 and parameter.untyped_storage().nbytes() == 0
 
 
+def kept(observer: Observer) -> set[int]:
+    """Indices of the operations that the losses depend on, of all when no backward was seen."""
+    graph, losses = observer.graph, dict.fromkeys(observer.loss_nodes)
+    return set().union(*map(graph.ancestors, losses)) if losses else {n.index for n in graph.nodes}
+
+
 def operations(observer: Observer, book: ParameterBook, kind: str, since: int = -1) -> tuple[Operation, ...]:
     """The operations that the losses depend on (all of them when no backward was seen), renumbered, with the spine marked;
     of what was observed only the steps after `since`."""
-    graph = observer.graph
-    keep = set().union(*(graph.ancestors(i) for i in dict.fromkeys(observer.loss_nodes))) if observer.loss_nodes else {n.index for n in graph.nodes}
-    nodes = [n for n in graph.nodes if n.index in keep]
+    keep = kept(observer)
+    nodes = [n for n in observer.graph.nodes if n.index in keep]
     number = {n.index: i for i, n in enumerate(nodes)}
     on_spine = _spine(nodes, list(dict.fromkeys(observer.loss_nodes)))
     prefixes = observer.roots.prefixes()

@@ -55,6 +55,7 @@ _IGNORED = frozenset({
     "dtype", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
     "randn_like", "randint_like", "broadcast_tensors", "result_type", "bool", "long", "int",
 })
+_DISCRETE = frozenset({"argmax", "argmin", "long", "int", "bool", "eq", "ne", "lt", "le", "gt", "ge"})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,6 +75,15 @@ def operation_name(func: Callable[..., Any]) -> tuple[str, bool] | None:
     inplace = name.endswith("_") and not name.endswith("__")
     name = name.rstrip("_").lstrip("_")
     return _ALIASES.get(name, name), inplace
+
+
+@functools.lru_cache(maxsize=4096)
+def hiding_name(func: Callable[..., Any]) -> str:
+    """Name of a call that makes no operation but a value without gradient: .data, whole numbers, truth values; empty for any other."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return "data" if getattr(getattr(func, "__self__", None), "__name__", "") == "data" else ""
+    return name.strip("_") if name.strip("_") in _DISCRETE else ""
 
 
 @functools.lru_cache(maxsize=4096)

@@ -25,8 +25,9 @@ from gradcheck_doctor.observe.analysis import record
 from gradcheck_doctor.observe.calls import clipping
 from gradcheck_doctor.observe.collector import Cell, Collector
 from gradcheck_doctor.observe.graph import FULL, Graph, Series, gather
+from gradcheck_doctor.observe.hidden import Hidden
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
-from gradcheck_doctor.observe.names import operation_name
+from gradcheck_doctor.observe.names import hiding_name, operation_name
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.replay import Call, Tree
 from gradcheck_doctor.observe.scope import Roots, Scope
@@ -45,8 +46,9 @@ class Observer(TorchFunctionMode):
         self.scope = Scope(self.roots)
         self.graph = Graph()
         self.tree = Tree(self.graph)
+        self.hidden = Hidden(self.graph)
         self.exact = True                       # statistics of whole tensors on this step, else of samples
-        self.scope.on_passed = self._passed_on
+        self.scope.on_passed, self.scope.on_dark = self._passed_on, self._ran_dark
         self.collector = Collector(limit)
         self.step = 0
         self.before_update = True
@@ -123,6 +125,7 @@ class Observer(TorchFunctionMode):
 
     def _begin(self) -> None:
         self.graph.begin_pass()
+        self.hidden.begin_pass()
         self.tree.restart()
 
     def finish_step(self) -> None:
@@ -175,7 +178,10 @@ class Observer(TorchFunctionMode):
                 break
         named = operation_name(func)
         if named is None and not self.backward_seen and func is not Tensor.backward:
-            return func(*args, **kwargs)                            # a getter, a comparison: the most frequent calls of all
+            output = func(*args, **kwargs)                          # a getter, a comparison: the most frequent calls of all
+            if self.exact and (name := hiding_name(func)):
+                self._hide(name, args, output)
+            return output
         started = self.clock()
         if func is Tensor.backward and self._here():
             return self._backward(func, args, kwargs)
@@ -183,7 +189,10 @@ class Observer(TorchFunctionMode):
             if self._here() and not self.in_backward and (self.backward_seen or not torch.is_grad_enabled()):
                 self.report(clipping(func, sys._getframe(1)))
             self.seconds += self.clock() - started
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            if self.exact and not self.backward_seen and not torch.is_grad_enabled():
+                self._hide("no_grad", args, output)
+            return output
         inputs: list[Tensor] = []
         try:
             gather(args, inputs)
@@ -290,6 +299,27 @@ class Observer(TorchFunctionMode):
                 self.fail(error)
         self.seconds += self.clock() - started
         return result
+
+    def _hide(self, op: str, args: Any, output: Any) -> None:
+        """A call through which no gradient goes."""
+        started = self.clock()
+        try:
+            if self._here():
+                inputs: list[Tensor] = []
+                outputs: list[Tensor] = []
+                gather(args, inputs)
+                gather((output,), outputs)
+                self.hidden.made(op, inputs, outputs, lambda: self.span_at(sys._getframe(3)))
+        except Exception as error:
+            self.fail(error)
+        self.seconds += self.clock() - started
+
+    def _ran_dark(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        try:
+            if self.exact and not self.backward_seen and self._here():
+                self.hidden.ran(module, self.span_at(sys._getframe(2)), args, output)
+        except Exception as error:
+            self.fail(error)
 
     def _passed_on(self, given: Any, output: Any) -> None:
         before: list[Tensor] = []

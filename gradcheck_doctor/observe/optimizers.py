@@ -4,13 +4,13 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradcheck_doctor.observe.updates import Updates
+from gradcheck_doctor.observe.updates import Updates, any_gradient, left_over
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -32,6 +32,7 @@ class KnownOptimizer:
         self.stepped: Span | None = None
         self.zeroed = True
         self.stale = False                  # the gradients of the step before were still there at the last step seen in full
+        self.looked = self.emptied = 0      # steps before which backward's gradients were looked for, and those before which they were gone
         self.held: set[int] = set()
         self.updates = Updates()
         self.name = type(optimizer).__name__
@@ -49,6 +50,12 @@ class KnownOptimizer:
         optimizer = self.ref()
         groups = optimizer.param_groups if optimizer is not None else []
         return itertools.islice((p for group in groups for p in group["params"] if p.requires_grad), number)
+
+    def take_stock(self, norms: Mapping[int, float | None]) -> None:
+        """Just before a step: are the gradients still there that backward left? `norms` by id of the parameter."""
+        if any(norms.get(key) for key in self.held):
+            self.looked += 1
+            self.emptied += not (any(map(left_over, self.some(50))) or any(map(any_gradient, self.parameters())))
 
     def look(self) -> bool:
         """Note the parameter groups as they are; whether there are parameters in them that no earlier look saw."""

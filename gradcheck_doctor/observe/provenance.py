@@ -57,11 +57,11 @@ def _span_in(filename: str, code: CodeType, instruction: int) -> Span | None:
     line, end_line, start, end = positions[instruction // 2]
     if line is None:
         return None
-    return Span(filename, line, _characters(filename, line, start or 0) + 1,
-                end_line, None if end is None else _characters(filename, end_line or line, end) + 1)
+    return Span(filename, line, characters(filename, line, start or 0) + 1,
+                end_line, None if end is None else characters(filename, end_line or line, end) + 1)
 
 
-def _characters(filename: str, line: int, byte_offset: int) -> int:
+def characters(filename: str, line: int, byte_offset: int) -> int:
     """Byte offset in a UTF-8 line to characters."""
     text = linecache.getline(filename, line)
     return byte_offset if text.isascii() else len(text.encode()[:byte_offset].decode(errors="ignore"))

@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradcheck_doctor.observe.build import blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.build import kept as indices
+from gradcheck_doctor.observe.hidden import rows as hidden
 from gradcheck_doctor.observe.parameters import stays_equal
+from gradcheck_doctor.observe.source import zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Recording
 
@@ -42,5 +45,12 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in monitor.parameter_steps.items() if k in names},
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
         probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules),
-        notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(),
+        notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
+               "thrown_away": thrown_away(monitor),
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
+
+
+def thrown_away(monitor: Monitor) -> list[dict[str, Any]]:
+    """Optimizers at whose steps the gradients that backward had made were gone, with the zero_grad() that did it, where it stands in between."""
+    backward = next((e.span for e in monitor.events if e.kind == "backward"), None)
+    return [{"optimizer": o.number, "steps": o.emptied, "of": o.looked, "span": zeroed_between(backward, o.stepped)} for o in monitor.optimizers() if o.emptied]

@@ -157,6 +157,7 @@ class Scope:
         self._thread = get_ident()
         self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
+        self.on_dark: Callable[[nn.Module, Any, Any], None] | None = None          # called behind a module that ran without gradients
         self._inside: dict[int, Any] = {}
         self._aside = False                                        # on this step another network ran, without gradients
         self.steps_aside = 0                                       # observed steps on which one did: it may set the targets
@@ -210,6 +211,8 @@ class Scope:
         if get_ident() != self._thread:                        # a model that another thread runs meanwhile
             return
         started = perf_counter()
+        if self.on_dark is not None and not torch.is_grad_enabled():
+            self.on_dark(module, args, output)
         if self._inside:
             self._pass(module, output)
         stack = self.stack

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
+from gradcheck_doctor.observe.provenance import ConstructionLog, characters, is_user_file
 from gradcheck_doctor.records.sites import Span
 
 CLIPPING_CALLS = frozenset({"clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
+SWITCHES = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
 CLIPPING_OPTIONS = frozenset({"gradient_clip_val", "max_grad_norm", "clipnorm"})
 
 
@@ -46,6 +47,35 @@ def _parsed(file: str, changed: int) -> ast.Module:
         return ast.parse(source.read(), file)
 
 
+def without_gradients(span: Span | None) -> Span | None:
+    """The no_grad() (or its like) of the `with` block, or of the decorator, that the expression at `span` runs under; None when it is further out."""
+    tree = syntax(span.file) if span is not None else None
+    if tree is None or span is None:
+        return None
+    around = [n for n in ast.walk(tree) if isinstance(n, (ast.With, ast.FunctionDef)) and n.lineno <= span.line <= (n.end_lineno or n.lineno)]
+    for node in reversed(around):
+        switches = [i.context_expr for i in node.items] if isinstance(node, ast.With) else node.decorator_list
+        for switch in switches:
+            name = switch.func if isinstance(switch, ast.Call) else switch
+            if isinstance(name, (ast.Name, ast.Attribute)) and (name.id if isinstance(name, ast.Name) else name.attr) in SWITCHES:
+                return _place(span.file, switch)
+    return None
+
+
+def zeroed_between(backward: Span | None, step: Span | None) -> Span | None:
+    """The zero_grad() that stands between a backward() and the step() behind it, None when it is not there."""
+    tree = syntax(step.file) if step is not None and backward is not None and step.file == backward.file else None
+    if tree is None or step is None or backward is None:
+        return None
+    places = [_place(step.file, n) for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "zero_grad"]
+    return min((p for p in places if backward < p < step), default=None)
+
+
+def _place(file: str, node: ast.expr) -> Span:
+    end = node.end_lineno or node.lineno
+    return Span(file, node.lineno, characters(file, node.lineno, node.col_offset) + 1, end, characters(file, end, node.end_col_offset or 0) + 1)
+
+
 def clips_gradients(files: Iterable[str]) -> bool:
     """Whether any of the files calls a clipping function or sets an option that clips."""
     return any(_clips(node) for file in files if (tree := syntax(file)) is not None for node in ast.walk(tree))
@@ -64,19 +94,12 @@ def divisions_by_spread(files: Iterable[str]) -> tuple[Span, ...]:
 
 def _spreads(file: str, tree: ast.Module) -> Iterator[Span]:
     names = {name for node in ast.walk(tree) if isinstance(node, ast.Assign) for name in _spread_names(node)}
-    with open(file, encoding="utf-8", errors="replace") as text:
-        lines = text.readlines()
-
-    def column(line: int, offset: int) -> int:
-        return len(lines[line - 1].encode()[:offset].decode(errors="replace")) + 1
-
     for node in ast.walk(tree):
         if not isinstance(node, (ast.BinOp, ast.AugAssign)) or not isinstance(node.op, ast.Div):
             continue
         divisor = node.right if isinstance(node, ast.BinOp) else node.value
         if _is_spread(divisor, frozenset(names)):
-            end_line, end = divisor.end_lineno or divisor.lineno, divisor.end_col_offset or 0
-            yield Span(file, divisor.lineno, column(divisor.lineno, divisor.col_offset), end_line, column(end_line, end))
+            yield _place(file, divisor)
 
 
 def _spread_names(node: ast.Assign) -> Iterator[str]:

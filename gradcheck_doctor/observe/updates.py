@@ -136,6 +136,15 @@ def left_over(parameter: Tensor) -> bool:
     return gradient is not None and not gradient.is_sparse and bool(_pick(gradient).any())
 
 
+def any_gradient(parameter: Tensor) -> bool:
+    """Whether there is a gradient with anything but zeros in it."""
+    gradient = parameter.grad
+    if gradient is None:
+        return False
+    gradient = local(gradient.detach())
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+
+
 def _spacing(count: int) -> int:
     """From one block of a sample of `count` elements to the next: off round numbers, so that not every block begins in the same column."""
     return max(BLOCK, count // BLOCKS - BLOCK - 1)

@@ -276,6 +276,8 @@ class Monitor:
                     self._updates.before(known.parameters())
                     if not self._norms and self._backwards:
                         self._after_backward()
+                    if self._backwards and not any(a is not None for a in (*args, *kwargs.values()) if a is not optimizer):
+                        known.take_stock(self._norms)
         except Exception as error:
             self.observer.fail(error)
         self.observer.seconds += self.observer.clock() - start

@@ -13,7 +13,7 @@ from gradcheck_doctor.treatments.tree import Tree
 def move_clip(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The clip's line in front of the step that follows backward."""
     tree, clip = _clip(context, prescription)
-    block = _block(tree, clip)
+    block = block_of(tree, clip)
     if len(block) < 2 or not _alone(tree, clip):
         raise TreatmentRefused("the clip does not stand on a line of its own; move it between backward() and step() by hand")
     calls = [found for s in block if (found := _method(s, "backward")) is not None]
@@ -31,7 +31,7 @@ def move_clip(context: Context, finding: Finding, prescription: Prescription) ->
 def unscale(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """scaler.unscale_(optimizer) in front of the clip."""
     tree, clip = _clip(context, prescription)
-    block = _block(tree, clip)
+    block = block_of(tree, clip)
     for statement in block[block.index(clip):]:
         step = _method(statement, "step")
         if step is not None and len(step.args) == 1 and isinstance(step.func, ast.Attribute):
@@ -44,7 +44,7 @@ def _clip(context: Context, prescription: Prescription) -> tuple[Tree, ast.stmt]
     return tree, tree.statement(tree.call(prescription.span))
 
 
-def _block(tree: Tree, statement: ast.stmt) -> list[ast.stmt]:
+def block_of(tree: Tree, statement: ast.stmt) -> list[ast.stmt]:
     """The statements among which `statement` stands."""
     parent = tree.parents[statement]
     return next(b for name in ("body", "orelse", "finalbody", "handlers") if isinstance(b := getattr(parent, name, None), list) and statement in b)

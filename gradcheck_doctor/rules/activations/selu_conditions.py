@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, back, location, mild, start, weight
+from gradcheck_doctor.rules.flow import ahead, back, is_output, location, mild, start, weight
+
+LOW, HIGH = 0.7, 1.4   # standard deviations that self-normalising networks keep to
 
 
 class SeluConditions(Rule):
     """SELU is used where its self-normalising property does not hold.
 
-    What it measures: whether the standard deviation of SELU outputs left [0.7, 1.4] (or |mean| 0.3) in the deeper half of the SELU layers, and
-    which condition is broken: LeCun normal weights, plain sequence (no skip, no concatenation), AlphaDropout instead of Dropout, no other norm.
+    What it measures: whether the standard deviation of the deepest SELU's outputs left [0.7, 1.4], and which condition is broken: LeCun normal weights,
+    plain sequence (no skip that a layer follows), AlphaDropout instead of Dropout, no other norm. Dropout is told of within these limits, too.
 
     Why it matters: only under these conditions does depth bring activations back to mean 0 and standard deviation 1; without them SELU is just
     another ELU and a deep stack fades or grows.
@@ -38,7 +40,7 @@ class SeluConditions(Rule):
         broken = _broken(recording, layers)
         deep = layers[-1]
         spread = [f.std for f, _ in start(recording, deep) if f is not None and f.finite]
-        if not spread or not broken:
+        if not spread or not broken or LOW <= spread[0] <= HIGH and not any("Dropout" in b for b in broken):
             return
         factor = max(spread[0], 1.0 / max(spread[0], 1e-30))
         bad = len(layers) >= 4 and "weights are not LeCun normal" in broken
@@ -72,6 +74,6 @@ def _broken(recording: Recording, layers: list[Operation]) -> list[str]:
         found.append("Dropout instead of AlphaDropout follows")
     if any(f.category == "norm" for f in feeders) or any(a.category == "norm" for a in following):
         found.append("a normalisation layer stands beside it")
-    if any(o.attributes.get("residual") for o in recording.operations):
+    if any(o.attributes.get("residual") and not is_output(recording, o) for o in recording.operations):
         found.append("the network has skips")
     return found

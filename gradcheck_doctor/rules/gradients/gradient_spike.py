@@ -49,16 +49,21 @@ class GradientSpike(Rule):
         ended = blow is not None or broken is not None and bool(spikes)
         if not ended and (len(norms) < 2 * WINDOW or len(spikes) < 2):
             return
-        clipped = bool(recording.events_of("clip_norm"))
+        clips = [e for e in recording.events_of("clip_norm") if e.value]
         factor = max(f for _, f in spikes)
         record = recording.optimizers[0] if recording.optimizers else None
-        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if clipped or learned(recording) else None,
-                          evidence={"spikes": len(spikes), "largest": factor, "steps": len(norms), "p90": sorted(n for _, n in norms)[int(0.9 * len(norms))]})
+        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if clips or learned(recording) else None,
+                          evidence={"spikes": len(spikes), "largest": factor, "steps": len(norms), "p90": sorted(n for _, n in norms)[int(0.9 * len(norms))],
+                                    "clipped_at": clips[-1].value if clips else None, "clip": clips[-1].span if clips else None})
 
     def message(self, m: Measurement) -> str:
         return f"{m.evidence['spikes']} of {m.evidence['steps']} gradient norms are spikes, the largest {m.value:.3g} times the running median (limit {{limit}})"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        used, norm = m.evidence["clipped_at"], float(f"{m.evidence['p90']:.2g}")
+        if used is not None:
+            return () if norm >= used else (Prescription("clip-threshold", f"Clip at {norm:g} instead of {used:g}: 90 % of the norms are below it", kind="clip",
+                                                         span=m.evidence["clip"], arguments={"max_norm": norm}),)
         return (Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip", span=m.location, arguments={"max_norm": 1.0, "p90": m.evidence["p90"]}),)
 
 

@@ -1,24 +1,48 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
+WITHHELD = ("detach", "data", "no_grad")       # the value goes on, its gradient does not: by intent where the weights were trained before
+FEWEST = 5                                     # observed steps before which gradients were gone
+_PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")
+
+
+class Weight(NamedTuple):
+    """A weight matrix, of one parameter or of several: weight_norm keeps size and direction apart."""
+
+    name: str
+    module: str
+    parts: tuple[ParameterRecord, ...]
+
+
+class Barrier(NamedTuple):
+    """The call that ends the gradient, empty where nothing of the kind was seen."""
+
+    op: str = ""
+    span: Span | None = None
+    module: str = ""
+    operation: int = -1
 
 
 class NoGradient(Rule):
     """A trainable parameter that takes part in the forward pass receives no gradient, or exactly zero, while others do.
 
     What it measures: share of the model's weight matrices whose gradient was absent or exactly 0 on every observed step although their layer
-    ran, and what cuts them off (round, sign, detach) if it was seen.
+    ran, and what cuts them off (round, sign, argmax, detach, no_grad) if it was seen. Also gradients that zero_grad() clears between backward and step.
 
     Why it matters: such a layer never learns, silently.
 
-    When it is harmless: unused branches and experts, embedding rows not in the batch, biases before a normalisation, alternating GAN steps.
+    When it is harmless: unused branches and experts, embedding rows not in the batch, biases before a normalisation, alternating GAN steps; pretrained
+    features that are detached on purpose. A layer from whose output no way leads to the loss is info.
 
     Sources: UMLAUT (Schoop et al. 2021); Bengio et al. 2013 (arXiv:1308.3432) for the straight-through cure of round and sign.
     """
@@ -31,48 +55,147 @@ class NoGradient(Rule):
     explains = ("GD301", "GD702", "GD307", "GD201")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        weights = [p for p in recording.parameters if p.trainable and len(p.shape) >= 2 and recording.parameter_steps.get(p.name)
-                   and p.in_optimizer is not False]                        # a teacher or target network is in no optimizer
-        ran = [p for p in weights if (m := recording.module.get(p.module)) is not None and m.calls > 0 or "<tensor" in p.name]
-        cut = [p for p in ran if _silent(recording, p)]
-        if not cut or len(cut) == len(ran):
+        thrown = _thrown_away(recording)
+        if thrown is not None:
+            yield thrown
             return
-        barrier = _barrier(recording)
-        hidden = recording.notes.get("warmed") or barrier is None and _behind_zeros(recording)
+        weights = _weights(recording)
+        ran = [w for w in weights if (m := recording.module.get(w.module)) is not None and m.calls > 0 or "<tensor" in w.name]
+        silent = [w for w in ran if _silent(recording, w)]
+        groups: dict[Barrier | None, list[Weight]] = {}
+        for weight in silent if len(silent) < len(ran) else ():
+            groups.setdefault(_fate(recording, weight), []).append(weight)
+        for barrier, cut in groups.items():
+            yield self._cut(recording, barrier, cut, len(ran))
+        dark, row = _dark(recording, weights)
+        if dark:
+            barrier = Barrier("no_grad", row["span"])
+            yield self._cut(recording, barrier, [w for w in dark if not _trained(w)] or dark, len(weights), block=row["block"])
+
+    def _cut(self, recording: Recording, barrier: Barrier | None, cut: list[Weight], of: int, block: bool = False) -> Measurement:
         first = recording.module.get(cut[0].module)
-        place = location(recording, barrier) if barrier is not None else (first.built if first is not None else None)
-        dead = barrier is None and any(o.units is not None and o.units.dead_fraction == 1.0 for o in recording.operations)
-        yield Measurement(value=len(cut) / len(ran), module=barrier.module if barrier is not None else cut[0].module,
-                          modules=tuple(dict.fromkeys(p.module for p in cut)), op=barrier.op if barrier is not None else "", location=place,
-                          operations=(barrier.index,) if barrier is not None else (), cap="info" if hidden or _alternating(recording) else None,
-                          evidence={"parameters": [p.name for p in cut][:8], "count": len(cut), "of": len(ran),
-                                    "barrier": barrier.op if barrier is not None else "dead ReLU" if dead else ""})
+        op = barrier.op if barrier is not None else ""
+        harmless = barrier is None or len(recording.optimizers) > 1 or bool(recording.notes.get("warmed")) or (
+            all(map(_trained, cut)) if op in WITHHELD else not op and _behind_zeros(recording))
+        dead = barrier is not None and not op and any(o.units is not None and o.units.dead_fraction == 1.0 for o in recording.operations)
+        place = barrier.span if barrier is not None and op else first.built if first is not None else None
+        return Measurement(value=len(cut) / of, module=barrier.module if barrier is not None and barrier.module else cut[0].module, location=place,
+                           modules=tuple(dict.fromkeys(w.module for w in cut)), op=op, cap="info" if harmless else None,
+                           operations=(barrier.operation,) if barrier is not None and barrier.operation >= 0 else (),
+                           evidence={"parameters": [w.name for w in cut][:8], "count": len(cut), "of": of, "used": barrier is not None,
+                                     "barrier": op or ("dead ReLU" if dead else ""), "block": block})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
-        cause = f": {e['barrier']} has no slope" if e["barrier"] else ""
-        return f"{e['count']} of {e['of']} weights that take part get no gradient ({', '.join(e['parameters'][:3])}){cause}"
+        if "steps" in e:
+            return f"the gradients are set to zero between backward and step, on all {e['steps']} observed steps, so no step changes a weight"
+        names = ", ".join(e["parameters"][:3])
+        if not e["used"]:
+            return f"{e['count']} of {e['of']} weights get no gradient ({names}): no use of what they compute by the loss was seen; freeze or remove them"
+        if e["barrier"] == "no_grad":
+            return f"{e['count']} of {e['of']} weights of the optimizer are never trained ({names}): their layers run under no_grad"
+        cause = f": {e['barrier']} {'lets no gradient through' if e['barrier'] in WITHHELD else 'has no slope'}" if e["barrier"] else ""
+        return f"{e['count']} of {e['of']} weights that take part get no gradient ({names}){cause}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        if m.evidence["barrier"] in STEPS_FLAT:
-            return (Prescription("straight-through", f"Pass the gradient straight through {m.evidence['barrier']}", kind="other", modules=(m.module,),
-                                 span=m.location, arguments={"op": m.evidence["barrier"]}),)
+        if "steps" in m.evidence:
+            return (Prescription("move-zero-grad", "Call zero_grad() in front of backward", kind="optimizer", span=m.location),) if m.evidence["between"] else ()
+        barrier = m.evidence["barrier"]
+        if barrier in STEPS_FLAT:
+            return (Prescription("straight-through", f"Pass the gradient straight through {barrier}", kind="other", modules=(m.module,),
+                                 span=m.location, arguments={"op": barrier}),)
+        if barrier == "detach":
+            return (Prescription("remove-detach", "Let the gradient through: without detach", modules=m.modules, span=m.location),)
+        if m.evidence["block"]:
+            return (Prescription("leave-no-grad", "Run these layers with gradients: without no_grad", modules=m.modules, span=m.location),)
         return ()
 
 
-def _silent(recording: Recording, parameter: ParameterRecord) -> bool:
-    rows = recording.parameter_steps[parameter.name]
-    return all(row.grad_norm is None or row.grad_norm == 0.0 for row in rows)
+def _weights(recording: Recording) -> list[Weight]:
+    """The trainable weight matrices of which steps were seen; those of a teacher or target network are in no optimizer."""
+    found: dict[str, Weight] = {}
+    for record in recording.parameters:
+        if record.trainable and len(record.shape) >= 2 and recording.parameter_steps.get(record.name) and record.in_optimizer is not False:
+            part = _PART.match(record.name)
+            name = f"{part[1]}.{part[2] or part[3]}".lstrip(".") if part else record.name
+            module = part[1] if part else record.module
+            found[name] = Weight(name, module, (*(found[name].parts if name in found else ()), record))
+    return list(found.values())
 
 
-def _barrier(recording: Recording) -> Operation | None:
-    """A step function on the way from a layer to the loss."""
-    return next((o for o in recording.operations if o.op in STEPS_FLAT and o.requires_grad), None)
+def _silent(recording: Recording, weight: Weight) -> bool:
+    return all(not row.grad_norm for part in weight.parts for row in recording.parameter_steps[part.name])
+
+
+def _trained(weight: Weight) -> bool:
+    return all(part.trained for part in weight.parts)
+
+
+def _fate(recording: Recording, weight: Weight) -> Barrier | None:
+    """What ends the gradient on every way from a weight to the loss; None where no way leads there at all."""
+    names = {part.name for part in weight.parts}
+    module = recording.module.get(weight.module)
+    uses = [o.index for o in recording.operations if names & set(o.parameters) or o.module == weight.module and module is not None and module.leaf]
+    if uses:
+        return _first_barrier(recording, uses)
+    row = next((r for r in recording.notes.get("hidden", ()) if r["op"] != "no_grad" and names & set(r["parameters"])), None)
+    return Barrier(row["op"], row["span"], weight.module) if row is not None else None
+
+
+def _first_barrier(recording: Recording, start: Iterable[int]) -> Barrier:
+    stack, seen, barriers = list(start), set(start), []
+    while stack:
+        operation = recording.operations[stack.pop()]
+        if operation.op == "detach" or operation.op in STEPS_FLAT and operation.requires_grad:
+            barriers.append(operation)
+            continue
+        users = recording.consumers[operation.index]
+        if not users:
+            return Barrier()                       # the loss is reached
+        stack += [u for u in users if u not in seen]
+        seen.update(users)
+    first = min(barriers, key=lambda o: o.index)
+    return Barrier(first.op, first.called if first.op == "detach" else location(recording, first), first.module, first.index)
+
+
+def _dark(recording: Recording, weights: list[Weight]) -> tuple[list[Weight], dict[str, Any]]:
+    """Weights that ran under no_grad, into a layer that is trained, and that nothing else changes either: not those of a moving average."""
+    rows = [r for r in recording.notes.get("hidden", ()) if r["op"] == "no_grad" and _feeds(recording, r["to"])]
+    dark = [w for w in weights if _silent(recording, w) and all(p.in_optimizer and _still(recording, p) for p in w.parts)
+            and any(p.name in r["parameters"] for p in w.parts for r in rows)]
+    return dark, next((r for r in rows if dark and dark[0].parts[0].name in r["parameters"]), {})
+
+
+def _feeds(recording: Recording, start: int) -> bool:
+    """The value goes through a layer that an optimizer trains."""
+    stack, seen = [start], {start}
+    while stack:
+        operation = recording.operations[stack.pop()]
+        if operation.category in ("layer", "recurrent", "attention") and any(
+                (p := recording.parameter.get(n)) is not None and p.trainable and p.in_optimizer for n in operation.parameters):
+            return True
+        users = [u for u in recording.consumers[operation.index] if u not in seen]
+        stack += users
+        seen.update(users)
+    return False
+
+
+def _still(recording: Recording, parameter: ParameterRecord) -> bool:
+    sizes = [row.weight_norm for row in recording.parameter_steps[parameter.name] if row.weight_norm is not None]
+    return len(sizes) >= FEWEST and max(sizes) - min(sizes) <= 1e-6 * max(sizes)
+
+
+def _thrown_away(recording: Recording) -> Measurement | None:
+    """Backward made gradients, and on every step they were gone before the optimizer used them, so that it changed nothing."""
+    row = next((r for r in recording.notes.get("thrown_away", ()) if r["steps"] == r["of"] >= FEWEST), None)
+    if row is None or len(recording.optimizers) != 1:
+        return None
+    record = recording.optimizers[0]
+    decays = any(g.weight_decay for g in record.groups)
+    if not decays and any(r.update_ratio for rows in recording.parameter_steps.values() for r in rows):
+        return None                                # an optimizer of the user's own that keeps its gradients elsewhere
+    return Measurement(value=1.0, location=row["span"] or record.stepped, order=130, evidence={"steps": row["steps"], "between": row["span"] is not None})
 
 
 def _behind_zeros(recording: Recording) -> bool:
     return any(p.scheme == "zeros" and len(p.shape) >= 2 for p in recording.parameters) and recording.total_steps == 0
-
-
-def _alternating(recording: Recording) -> bool:
-    return len(recording.optimizers) > 1

@@ -94,7 +94,8 @@ class LossOscillation(Rule):
 
     Why it matters: the steps overshoot.
 
-    When it is harmless: noisy small batches, adversarial and cyclic training; a run that learns.
+    When it is harmless: noisy small batches, adversarial and cyclic training; a run that learns. A loss of both signs (the difference of two energies)
+    has no size to compare its swings with: not judged.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
     """
@@ -111,6 +112,8 @@ class LossOscillation(Rule):
         values = [v for _, v in recording.curve if math.isfinite(v)]
         ratios = [r for r in update_ratios(recording) if math.isfinite(r)]
         if len(values) < 100 or len(recording.optimizers) > 1 or not ratios or median(ratios) < 1e-2 or learned(recording):
+            return
+        if min(values) < 0 < max(values):
             return
         size = len(values) // 50
         windows = [sum(values[i:i + size]) / size for i in range(0, size * 50, size)]

@@ -1,6 +1,8 @@
 """What recurrent rules share: the recurrent operations of a recording and whether anything clips."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.sites import Span
@@ -9,7 +11,7 @@ REPEATS = 8            # times one weight is applied in a forward before we call
 
 
 def recurrent_operations(recording: Recording) -> list[Operation]:
-    """Fused recurrent layers and hand-written recurrences (a trainable layer applied many times in one forward)."""
+    """Fused recurrent layers and hand-written recurrences (a trainable layer that maps its own output on, many times in one forward)."""
     fused = [o for o in recording.operations if o.category == "recurrent" and _trainable(recording, o)]
     loops = [o for o in _first_uses(recording) if _calls(recording, o) >= REPEATS and _fed_back(recording, o)]
     return fused + loops
@@ -35,16 +37,22 @@ def _calls(recording: Recording, operation: Operation) -> int:
 
 
 def _fed_back(recording: Recording, operation: Operation) -> bool:
-    """The last call depends on the first: the same weights in a loop over time, not over independent items."""
+    """The last call depends on the first, and on an earlier one through no other weights: a state that the layer itself maps on, in a loop over time.
+
+    Not the steps of a solver or a sampler through a network of several layers, nor independent items."""
     same = [o.index for o in recording.operations if o.parameters == operation.parameters and o.op == operation.op]
-    if len(same) < 2:
-        return False
-    seen, stack = {same[-1]}, [same[-1]]
+    return len(same) > 1 and _leads(recording, same[:1], same[-1], True) and _leads(recording, same[:-1], same[-1], False)
+
+
+def _leads(recording: Recording, starts: Sequence[int], end: int, weights: bool) -> bool:
+    """A way leads from one of `starts` to `end`; through other layers with weights only if `weights`."""
+    goals, seen, stack = set(starts), {end}, [end]
     while stack:
         for producer in recording.operations[stack.pop()].producers:
-            if producer == same[0]:
+            if producer in goals:
                 return True
-            if producer not in seen:
+            maker = recording.operations[producer]
+            if producer not in seen and (weights or not maker.parameters or maker.category not in ("layer", "recurrent", "attention")):
                 seen.add(producer)
                 stack.append(producer)
     return False
