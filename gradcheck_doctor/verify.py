@@ -20,6 +20,7 @@ from gradcheck_doctor.records.sources import encoded
 SECONDS = 170          # for one run of a script
 BUDGET = 200           # for all runs of one repair: no new one begins after that
 LEARNED = 0.9          # share of the first loss that is gone where a run has learned its data
+MARGIN = 0.1           # share of the first loss, and of a constant guess's, by which a run has to end lower where the control ended in no number
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
 NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
@@ -144,13 +145,20 @@ def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
     if treatment in LOSS_CHANGING:
         return after.progress > max(0.3, before.progress) or before.progress > 1.0 and after.progress > 0.3
     if not math.isfinite(before.last_loss):
-        return math.isfinite(after.last_loss)
+        return math.isfinite(after.last_loss) and _learns(after)
     if treatment in NEUTRAL:
         return after.last_loss <= before.last_loss + TELLING * _first_loss(after)
     slack = 0.0
     if treatment == "initialise" and after.errors < before.errors and LEARNED <= after.progress < 1.0:
         slack = TELLING * _first_loss(after)
     return after.last_loss < max(before.last_loss - 0.02 * abs(before.last_loss), before.last_loss + slack if slack else -math.inf)
+
+
+def _learns(judgement: Judgement) -> bool:
+    """It ends clearly below its own first loss, and below that of a constant guess where the report knows how far above it the first one was."""
+    above = judgement.report.readings.get("initial-loss", 0.0)
+    guess = _first_loss(judgement) / above if above > 1.0 else math.inf
+    return judgement.progress > MARGIN and judgement.last_loss < (1.0 - MARGIN) * guess
 
 
 def _first_loss(judgement: Judgement) -> float:

@@ -1,4 +1,7 @@
 """What counts as proof: the loss against the untreated control's."""
+import math
+from dataclasses import replace
+
 import pytest
 
 from gradcheck_doctor.records.findings import Finding, ReportData
@@ -43,3 +46,13 @@ def test_a_loss_below_0_is_no_gain_beside_one_that_is_minimised():
     before, after, faster = judged(-3.0, -130.0, raised), judged(3.0, 0.3), [judged(-3.0, -9000.0, raised)] * 3
     assert verdict(raised, "minimise-loss", before, after, run=True).status == "improved" and not beaten("minimise-loss", before, after, faster)
     assert beaten("minimise-loss", before, judged(3.0, 2.0), [judged(3.0, 0.1)] * 3)
+
+
+@pytest.mark.parametrize(("first", "last", "above", "status"), [(2.3, 0.5, 0.0, "improved"), (2.3, 2.2, 0.0, "no-effect"), (72.0, 20.0, 50.0, "no-effect"),
+                                                               (72.0, 1.0, 50.0, "improved")])
+def test_a_control_that_ended_in_no_number_is_not_beaten_by_any_number(first, last, above, status):
+    """A rate ten thousand times smaller leaves the loss finite, and the model where it was."""
+    broken = Finding("GD803", "nonfinite-loss", "error", "m")
+    before, after = judged(first, math.nan, broken), judged(first, last)
+    after = judge(replace(after.report, readings={"initial-loss": above}))
+    assert verdict(broken, "learning-rate", before, after, run=True).status == status
