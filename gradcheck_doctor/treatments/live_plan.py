@@ -66,6 +66,8 @@ ELSEWHERE = {
     "eval-batchnorm": "the next model.train() would undo it; call eval() on the frozen part after it",
     "straight-through": "the call is in forward; edit it there",
     "add-activation": "the call is missing in forward; write it there",
+    "step-schedule-per-epoch": "scheduler.step() is called in the training loop; move it there",
+    "shorten-warmup": "the schedule was built with its length; build it anew",
     "clip-threshold": "the call to clip_grad_norm_ is in the training loop; change its limit there",
     "clip-value-to-norm": "the call to clip_grad_value_ is in the training loop; change it there",
 }

@@ -9,9 +9,10 @@ from torch.optim import lr_scheduler as schedulers
 
 import gradcheck_doctor as doctor
 from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.records.findings import Finding
 from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, Recording, StepRecord
-from gradcheck_doctor.rules.engine import diagnose
-from gradcheck_doctor.rules.optimizer.learning_rate import STARVED
+from gradcheck_doctor.rules.engine import _demoted, diagnose
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, STARVED
 from gradcheck_doctor.rules.optimizer.readings import rates
 from gradcheck_doctor.rules.progress import learned, phase, progress
 
@@ -202,6 +203,14 @@ def test_a_warm_up_longer_than_the_run_is_named_and_no_rate_is_touched(tmp_path)
     assert recording.optimizers[0].groups[0].initial_lr == 2e-3
     _, partial = found(tmp_path, warm, max_steps=60)
     assert [f.severity for f in partial] == ["info"]                      # only the beginning was run
+
+
+def test_a_schedule_that_left_no_rate_is_no_weak_evidence():
+    """A rate that is merely low is information beside another cause; a schedule that ended the training is the cause."""
+    other = Finding("GD104", "bias-init", "error", "m")
+    low, starved = Finding("GD702", "learning-rate-too-low", "warning", "m"), Finding("GD702", "learning-rate-too-low", "warning", "m", order=CERTAIN)
+    assert [f.severity for f in _demoted([other, low], frozenset({"GD702"}))] == ["error", "info"]
+    assert [f.severity for f in _demoted([other, starved], frozenset({"GD702"}))] == ["error", "warning"]
 
 
 def test_a_schedule_in_use_is_quiet(tmp_path):
