@@ -21,6 +21,7 @@ SECONDS = 170          # for one run of a script
 BUDGET = 200           # for all runs of one repair: no new one begins after that
 LEARNED = 0.9          # share of the first loss that is gone where a run has learned its data
 SHORT = 32             # losses; with fewer, chance decides as much as a fix
+MARGIN = 0.1           # share of the first loss, and of a constant guess's, by which a run has to end lower where the control ended in no number
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
 NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
@@ -141,7 +142,7 @@ def _loss_better(treatment: str, before: Judgement, after: Judgement) -> bool:
     if treatment in LOSS_CHANGING:
         return after.progress > _progress_needed(before)
     if not math.isfinite(before.last_loss):
-        return math.isfinite(after.last_loss)
+        return math.isfinite(after.last_loss) and _learns(after)
     limit = _loss_needed(treatment, before, after)
     return after.last_loss <= limit if treatment in NEUTRAL else after.last_loss < limit
 
@@ -176,6 +177,13 @@ def _too_little(treatment: str, before: Judgement, after: Judgement) -> str:
     if not math.isfinite(before.last_loss):
         return ends
     return f"{ends}; needed: {'at most' if treatment in NEUTRAL else 'below'} {_loss_needed(treatment, before, after):.4g}{short}"
+
+
+def _learns(judgement: Judgement) -> bool:
+    """It ends clearly below its own first loss, and below that of a constant guess where the report knows how far above it the first one was."""
+    above = judgement.report.readings.get("initial-loss", 0.0)
+    guess = _first_loss(judgement) / above if above > 1.0 else math.inf
+    return judgement.progress > MARGIN and judgement.last_loss < (1.0 - MARGIN) * guess
 
 
 def _first_loss(judgement: Judgement) -> float:

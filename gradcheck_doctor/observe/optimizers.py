@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.rate_schedules import RateSchedule
 from gradcheck_doctor.observe.updates import Updates, any_gradient, left_over
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
@@ -25,9 +26,9 @@ def _number(value: Any, otherwise: Any = math.nan) -> Any:
 class KnownOptimizer:
     """An optimizer that steps parameters we watch; does not keep it alive."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None, schedule: RateSchedule | None = None) -> None:
         self.ref = weakref.ref(optimizer)
-        self.number, self.built = number, built
+        self.number, self.built, self.schedule = number, built, schedule or RateSchedule()
         self.steps = 0
         self.stepped: Span | None = None
         self.zeroed = True
@@ -36,8 +37,8 @@ class KnownOptimizer:
         self.held: set[int] = set()
         self.updates = Updates()
         self.name = type(optimizer).__name__
-        self._initial: list[float | None] = [_number(g.get("lr")) for g in optimizer.param_groups]
-        self._rates: list[Any] = self._initial
+        self._initial: list[float | None] = [_number(g.get("initial_lr", g.get("lr"))) for g in optimizer.param_groups]     # a schedule has set the rate
+        self._rates: list[Any] = [g.get("lr", math.nan) for g in optimizer.param_groups]
         self._groups: list[dict[str, Any]] = []                     # as they were when last looked at, parameters by id
         self.look()
 
@@ -89,4 +90,5 @@ class KnownOptimizer:
             momentum=_number(g.get("momentum"), 0.0), eps=_number(g["eps"], None) if "eps" in g else None,
             betas=tuple(_number(b) for b in g.get("betas") or ()),
             initial_lr=first) for g, lr, first in zip(self._groups, rates, initial, strict=False))
-        return OptimizerRecord(self.name, groups, built=self.built, stepped=self.stepped, steps=self.steps)
+        return OptimizerRecord(self.name, groups, built=self.built, stepped=self.stepped, steps=self.steps,
+                               scheduled=self.schedule.built, schedule_stepped=self.schedule.stepped)

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from gradcheck_doctor.observe.rate_schedules import RateSchedule, watch_schedulers
 from gradcheck_doctor.records.sites import Span
 
 K = TypeVar("K")
@@ -98,6 +99,11 @@ def _construction_frame(frame: FrameType | None, module: object) -> FrameType | 
     return None
 
 
+def construction_span(frame: FrameType | None, made: object) -> Span | None:
+    """The user's expression that built `made`."""
+    return user_span(_construction_frame(frame, made))
+
+
 @dataclass(frozen=True)
 class Initialisation:
     """One explicit nn.init call on a parameter."""
@@ -146,6 +152,7 @@ class ConstructionLog:
         self.modules: WeakTable[nn.Module, int] = WeakTable()     # module -> when it was built, in ticks of this log
         self.loaded: WeakTable[nn.Module, dict[str, Any]] = WeakTable()
         self.optimizers: WeakTable[torch.optim.Optimizer, Span] = WeakTable()
+        self.schedules: WeakTable[torch.optim.Optimizer, RateSchedule] = WeakTable()
         self.compiled = False
         self.on_optimizer: Callable[[torch.optim.Optimizer], None] | None = None
         self.initialised: dict[int, list[Initialisation]] = {}
@@ -159,13 +166,12 @@ class ConstructionLog:
         self.modules[module] = self.ticks
         if self.spans.get(module) is not None:
             return
-        maker = _construction_frame(frame, module)
-        span = user_span(maker)
+        span = construction_span(frame, module)
         if span is not None:
             self.spans[module] = span
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer, frame: FrameType | None) -> None:
-        span = user_span(_construction_frame(frame, optimizer))
+        span = construction_span(frame, optimizer)
         if span is not None:
             self.optimizers[optimizer] = span
         if self.on_optimizer is not None:
@@ -256,7 +262,7 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
 
     restore: list[tuple[Any, str, Any]] = [(torch.optim.Optimizer, "__init__", original_optimizer), (torch, "compile", original_compile),
                                            (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load),
-                                           (nn.Module, "apply", original_apply)]
+                                           (nn.Module, "apply", original_apply), *watch_schedulers(log)]
     torch.optim.Optimizer.__init__ = optimizer_init  # type: ignore[method-assign]
     torch.compile = compile_
     nn.Module.__init__ = init  # type: ignore[method-assign]

@@ -247,7 +247,8 @@ class Monitor:
             number = len(self._optimizers)
             if known is not None:
                 self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
-            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, number, built)
+            schedule = self.log.schedules.get(optimizer) if self.log is not None else None
+            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, number, built, schedule)
             self.observer.changed = True
             self.schedule.restart(self.step)
             self.schedule.together = max(1, len(self._optimizers))

@@ -194,6 +194,8 @@ class OptimizerRecord:
     built: Span | None = None
     stepped: Span | None = None               # the user's line that calls step()
     steps: int = 0
+    scheduled: Span | None = None             # where its learning-rate scheduler was built
+    schedule_stepped: Span | None = None      # the user's line that steps that
 
 
 @dataclass(frozen=True)

@@ -86,10 +86,10 @@ def _unique(found: list[Finding]) -> list[Finding]:
 
 
 def _demoted(found: list[Finding], weak: frozenset[str]) -> list[Finding]:
-    """Weak evidence is info beside a serious finding that can be its cause."""
-    if not any(f.severity in SERIOUS and f.code not in weak for f in found):
+    """Weak evidence is info beside a serious finding that can be its cause; not where the rule is certain enough to place it itself."""
+    if not any(f.severity in SERIOUS and (f.code not in weak or f.order is not None) for f in found):
         return found
-    return [replace(f, severity="info") if f.code in weak and f.severity in SERIOUS else f for f in found]
+    return [replace(f, severity="info") if f.code in weak and f.order is None and f.severity in SERIOUS else f for f in found]
 
 
 def _grouped(found: list[Finding], explains: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:

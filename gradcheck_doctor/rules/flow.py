@@ -1,4 +1,4 @@
-"""How rules read a recording: places, neighbours, runs of layers, ratios of signals and gradients, progress of the loss."""
+"""How rules read a recording: places, neighbours, runs of layers, ratios of signals and gradients."""
 from __future__ import annotations
 
 import math
@@ -10,12 +10,21 @@ from statistics import median
 from gradcheck_doctor.records.recording import LossRecord, Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.summaries import Summary
+from gradcheck_doctor.rules.progress import adversarial as adversarial
+from gradcheck_doctor.rules.progress import constant_guess as constant_guess
+from gradcheck_doctor.rules.progress import falling as falling
+from gradcheck_doctor.rules.progress import learned as learned
+from gradcheck_doctor.rules.progress import mild as mild
+from gradcheck_doctor.rules.progress import phase_curve as phase_curve
+from gradcheck_doctor.rules.progress import phase_start as phase_start
+from gradcheck_doctor.rules.progress import progress as progress
+from gradcheck_doctor.rules.progress import stays_down as stays_down
+from gradcheck_doctor.rules.progress import steady as steady
 from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
 SMALL_HEAD = 0.1       # of the variance of PyTorch's default, which is 1 / (3 fan_in)
 FEW = 8                # values a channel, below which batch statistics are noise (rule small-batch-norm)
-LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 
 
 def location(recording: Recording, operation: Operation) -> Span | None:
@@ -207,113 +216,6 @@ def signal_ratio(recording: Recording, low: Operation, high: Operation, when: Wh
         if first > 0:
             ratios.append(last / first)
     return median(ratios) if ratios else None
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------------------------
-def phase_start(recording: Recording) -> int:
-    """First step of the last phase of a script that trains in phases, each with its own optimizer (pretraining, then a new head); else 0."""
-    spans: dict[int, tuple[int, int]] = {}
-    for row in recording.steps:
-        first, _ = spans.get(row.optimizer, (row.step, row.step))
-        spans[row.optimizer] = (first, row.step)
-    if len(spans) < 2:
-        return 0
-    ordered = sorted(spans.values())
-    apart = all(a[1] < b[0] for a, b in zip(ordered, ordered[1:], strict=False))
-    return ordered[-1][0] if apart else 0
-
-
-def adversarial(recording: Recording) -> bool:
-    """Several optimizers take turns (a generator and its critic): no single loss has to fall."""
-    return recording.kind == "run" and len({row.optimizer for row in recording.steps}) > 1 and not phase_start(recording)
-
-
-def phase_curve(recording: Recording) -> list[float]:
-    """Losses of the last phase."""
-    begin = phase_start(recording)
-    return [v for step, v in recording.curve if step >= begin]
-
-
-def constant_guess(recording: Recording) -> float | None:
-    """The loss of the best constant prediction, where it is known: log C for classes, the variance of the targets for a squared error."""
-    if len(recording.losses) != 1 or phase_start(recording) or not recording.curve:
-        return None
-    loss, first = recording.losses[0], recording.curve[0][1]
-    if loss.value is None or loss.reduction not in ("mean", "sum") or abs(first - loss.value) > 0.01 * abs(loss.value):
-        return None
-    count = math.prod(loss.target_shape) if loss.reduction == "sum" else 1
-    if loss.op == "cross_entropy" and loss.classes and loss.classes > 1:
-        return math.log(loss.classes) * count
-    if loss.op == "mse_loss" and loss.target_std:
-        return loss.target_std**2 * count
-    return math.log(2.0) * count if loss.op.startswith("binary_cross_entropy") else None
-
-
-def progress(recording: Recording, until: int | None = None) -> float | None:
-    """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the last phase, or before step `until`.
-
-    None with fewer than ten losses seen (five before `until`); negative: it rose."""
-    values = phase_curve(recording) if until is None else [v for step, v in recording.curve if phase_start(recording) <= step < until]
-    if len(values) < (10 if until is None else 5):
-        return None
-    size = max(3, len(values) // 20)
-    first, last = min(median(values[:3]), median(values[:size])), median(values[-size:])
-    if not (math.isfinite(first) and math.isfinite(last)):
-        return -math.inf
-    guess = constant_guess(recording)
-    if guess is not None and first > 0:
-        first = min(first, guess)
-    scale = max(abs(first), abs(last), 1e-30) if first <= 0 else first
-    return (first - last) / scale
-
-
-def falling(recording: Recording) -> bool:
-    """The loss was still falling at the end: its last fifth lies more than 5 % below the fifth before."""
-    values = phase_curve(recording)
-    size = len(values) // 5
-    return size >= 5 and median(values[-size:]) < 0.95 * median(values[-2 * size: -size])
-
-
-def learned(recording: Recording) -> bool:
-    """The loss fell by at least half, so whatever looks odd did not keep the model from training.
-
-    A loss of unknown making may have no floor at 0 (a log-likelihood): a fifth is enough when it fell steadily to the end.
-    """
-    gone = progress(recording)
-    if gone is None:
-        return False
-    unknown = bool(recording.losses) and all(x.op == "scalar" for x in recording.losses)
-    return gone >= LEARNED or unknown and gone >= 0.2 and steady(recording)
-
-
-def _quarters(recording: Recording, fewest: int) -> list[list[float]] | None:
-    """The losses of the last phase in four parts; None where they are not finite or a part has fewer than `fewest`."""
-    values = phase_curve(recording)
-    size = len(values) // 4
-    if size < fewest or not all(math.isfinite(v) for v in values):
-        return None
-    return [values[i * size: (i + 1) * size] for i in range(4)]
-
-
-def stays_down(recording: Recording) -> bool:
-    """The last quarter of the losses is hardly above the best of the quarters."""
-    middles = [median(q) for q in _quarters(recording, 3) or ()]
-    return bool(middles) and middles[-1] <= min(middles) + 0.05 * abs(min(middles))
-
-
-def steady(recording: Recording) -> bool:
-    """Each quarter of the losses lies clearly below the one before, measured by their scatter."""
-    quarters = _quarters(recording, 10)
-    if quarters is None:
-        return False
-    middles = [median(q) for q in quarters]
-    scatter = median(median(abs(v - m) for v in q) for q, m in zip(quarters, middles, strict=True))
-    return all(b < a - 0.3 * scatter for a, b in zip(middles, middles[1:], strict=False))
-
-
-def mild(recording: Recording, severity: str = "info") -> str | None:
-    """Cap for rules whose fault would show in the loss: `severity` when the run learned, else None."""
-    return severity if learned(recording) else None
 
 
 # -- output ------------------------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def _name(tree: Tree, node: ast.Name, depth: int) -> Iterator[ast.expr]:
     function = tree.function(node)
     if function is not None and not any(isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == node.id for t in n.targets)
                                         for n in ast.walk(function)):
-        given = list(_arguments(tree, function, node.id))
+        given = list(given_for(tree, function, node.id))
         if given:
             yield from (o for g in given for o in _origins(tree, g, depth - 1))
             return
@@ -180,7 +180,7 @@ def _name(tree: Tree, node: ast.Name, depth: int) -> Iterator[ast.expr]:
     yield from _origins(tree, value, depth - 1) if value is not None else [node]
 
 
-def _arguments(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.expr]:
+def given_for(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.expr]:
     """What a parameter gets in every call of its function in this file, else its default."""
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]

@@ -6,7 +6,9 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.context import Context, constant, number
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.numbers import constant, number
+from gradcheck_doctor.treatments.training import given_in
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -70,10 +72,10 @@ def clip_threshold(context: Context, finding: Finding, prescription: Prescriptio
     """Another number where the clip's limit stands, or where the name that stands there gets its value."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
     call = tree.call(prescription.span)
-    given = next((k.value for k in call.keywords if k.arg in ("max_norm", "clip_value", "gradient_clip_val")), call.args[1] if len(call.args) > 1 else None)
+    given = given_in(tree, call, ("max_norm", "clip_value", "gradient_clip_val"), 1)
     if given is None:
         raise TreatmentRefused("the clip's limit does not stand in its call; set it where the clip is configured")
-    return [constant(tree, given, number(float(prescription.arguments["max_norm"])))]
+    return [constant(tree, given, number(float(prescription.arguments["max_norm"])), prescription.arguments.get("old"))]
 
 
 PLANNERS = {"move-clip": move_clip, "unscale": unscale, "clip-threshold": clip_threshold}

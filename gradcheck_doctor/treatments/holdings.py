@@ -6,8 +6,9 @@ import re
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
-from gradcheck_doctor.treatments.context import Context, constant, number
-from gradcheck_doctor.treatments.training import optimizer
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.numbers import constant, number
+from gradcheck_doctor.treatments.training import given_in, optimizer
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -72,10 +73,10 @@ def freeze_backbone(context: Context, finding: Finding, prescription: Prescripti
 def weight_decay(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """A smaller weight decay where the old one stands."""
     tree, made = optimizer(context, prescription)
-    given = next((k.value for k in made.keywords if k.arg == "weight_decay"), None)
+    given = given_in(tree, made, ("weight_decay",))
     if given is None:
         raise TreatmentRefused("weight_decay is not given where the optimizer is constructed")
-    return [constant(tree, given, number(float(prescription.arguments["weight_decay"])))]
+    return [constant(tree, given, number(float(prescription.arguments["weight_decay"])), prescription.arguments.get("old"))]
 
 
 def grad_scaler(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

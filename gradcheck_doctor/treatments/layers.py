@@ -6,7 +6,8 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.context import Context, constant, number
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.tree import Tree
 
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")

@@ -69,6 +69,8 @@ ELSEWHERE = {
     "leave-no-grad": "the block is in forward or in the training loop; take the layers out of it there",
     "move-zero-grad": "the call is in the training loop; move it in front of backward there",
     "add-activation": "the call is missing in forward; write it there",
+    "step-schedule-per-epoch": "scheduler.step() is called in the training loop; move it there",
+    "shorten-warmup": "the schedule was built with its length; build it anew",
     "clip-threshold": "the call to clip_grad_norm_ is in the training loop; change its limit there",
     "clip-value-to-norm": "the call to clip_grad_value_ is in the training loop; change it there",
 }

@@ -38,6 +38,11 @@ def weight_decay(patient: Patient, finding: Finding | None, prescription: Prescr
     return _set(patient, journal, "weight_decay", float(prescription.arguments["weight_decay"]), only_larger=True)
 
 
+def momentum(patient: Patient, finding: Finding | None, prescription: Prescription, journal: Journal) -> str:
+    """Less momentum; what has gathered in the buffers decays with it."""
+    return _set(patient, journal, "momentum", float(prescription.arguments["momentum"]), only_larger=True)
+
+
 def _set(patient: Patient, journal: Journal, key: str, value: float, *, only_larger: bool = False) -> str:
     _needed(patient)
     groups = [g for o in patient.optimizers.all for g in o.param_groups if key in g and (g[key] > value if only_larger else g[key] != value)]
@@ -125,5 +130,5 @@ def batchnorm_momentum(patient: Patient, finding: Finding | None, prescription: 
     return f"set the momentum of {len(norms)} batch normalisation{'s' if len(norms) > 1 else ''} to {momentum:g}"
 
 
-LIVE = {"batchnorm-momentum": batchnorm_momentum, "learning-rate": learning_rate, "adam-epsilon": adam_epsilon, "weight-decay": weight_decay,
+LIVE = {"batchnorm-momentum": batchnorm_momentum, "learning-rate": learning_rate, "adam-epsilon": adam_epsilon, "weight-decay": weight_decay, "momentum": momentum,
         "add-parameters": add_parameters, "clip-by-norm": clip_by_norm, "freeze": freeze, "freeze-backbone": freeze}

@@ -7,7 +7,8 @@ from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.choices import origins
-from gradcheck_doctor.treatments.context import Context, constant, number
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -34,7 +35,7 @@ def _arguments(tree: Tree) -> ast.Call | None:
     return next((n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2].endswith("TrainingArguments")), None)
 
 
-def _given(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | None = None) -> ast.expr | None:
+def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | None = None) -> ast.expr | None:
     """An argument of a call, also out of a dictionary that is spread into it."""
     for name in names:
         found = _argument(node, name, position)
@@ -67,16 +68,25 @@ def learning_rate(context: Context, finding: Finding, prescription: Prescription
     tree, node = optimizer(context, prescription)
     value = number(float(prescription.arguments["lr"]))
     hugging = tree.source(node.func).endswith("TrainingArguments")
-    given = _given(tree, node, ("learning_rate",) if hugging else ("lr",), None if hugging else 1)
+    given = given_in(tree, node, ("learning_rate",) if hugging else ("lr",), None if hugging else 1)
     if given is None:
         return [tree.keyword(node, f"learning_rate={value}" if hugging else f"lr={value}")]
-    return [constant(tree, given, value)]
+    return [constant(tree, given, value, prescription.arguments.get("old"))]
+
+
+def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """Another momentum where the old one stands."""
+    tree, node = optimizer(context, prescription)
+    given = given_in(tree, node, ("momentum",))
+    if given is None:
+        raise TreatmentRefused("momentum is not given where the optimizer is constructed")
+    return [constant(tree, given, number(float(prescription.arguments["momentum"])), prescription.arguments.get("old"))]
 
 
 def adam_epsilon(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Adam's default epsilon."""
     tree, node = optimizer(context, prescription)
-    given = _given(tree, node, ("eps", "adam_epsilon"))
+    given = given_in(tree, node, ("eps", "adam_epsilon"))
     if given is None:
         raise TreatmentRefused("eps is not given where the optimizer is constructed")
     return [constant(tree, given, "1e-8")]
@@ -153,7 +163,7 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
     tree = context.tree()
     hugging = _arguments(tree)
     if hugging is not None:
-        given = _given(tree, hugging, ("max_grad_norm",))
+        given = given_in(tree, hugging, ("max_grad_norm",))
         if given is None:
             raise TreatmentRefused("TrainingArguments clips at max_grad_norm=1.0 unless told otherwise; give a smaller one there")
         return [constant(tree, given, value)]
@@ -174,7 +184,7 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
 def _trainer(tree: Tree, node: ast.Call, value: str) -> list[Edit]:
     """Clipping by norm in a Lightning Trainer."""
     algorithm = _argument(node, "gradient_clip_algorithm")
-    given = _given(tree, node, ("gradient_clip_val",))
+    given = given_in(tree, node, ("gradient_clip_val",))
     by_value = isinstance(algorithm, ast.Constant) and algorithm.value == "value"
     edits = [tree.replace(algorithm, '"norm"')] if by_value and algorithm is not None else []
     return [*edits, constant(tree, given, value) if given is not None else tree.keyword(node, f"gradient_clip_val={value}")]
@@ -284,6 +294,6 @@ def eval_batchnorm(context: Context, finding: Finding, prescription: Prescriptio
     return [tree.after(tree.statement(last), [f"{owner}.{part}.eval()"])]
 
 
-PLANNERS = {"learning-rate": learning_rate, "adam-epsilon": adam_epsilon, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
+PLANNERS = {"learning-rate": learning_rate, "momentum": momentum, "adam-epsilon": adam_epsilon, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
             "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "register-modules": register_modules, "autocast-bf16": autocast_bf16,
             "eval-batchnorm": eval_batchnorm}

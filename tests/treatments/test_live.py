@@ -493,6 +493,9 @@ def test_rate_epsilon_and_decay_change_in_every_group_and_come_back():
     changes = [carry(model, optimizer, "learning-rate", lr=0.01, old=1.0), carry(model, optimizer, "adam-epsilon", eps=1e-8),
                carry(model, optimizer, "weight-decay", weight_decay=1.0)]
     assert [(g["lr"], g["initial_lr"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.01, 0.01, 1e-8, 1.0), (pytest.approx(0.001),) * 2 + (1e-8, 1.0)]
+    heavy = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters(), "momentum": 0.5}], 0.1, momentum=0.999)
+    carry(model, heavy, "momentum", momentum=0.9)
+    assert [g["momentum"] for g in heavy.param_groups] == [0.9, 0.5]
     for change in reversed(changes):
         change.undo()
     same(before, snapshot(model, optimizer))

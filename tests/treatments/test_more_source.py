@@ -201,3 +201,98 @@ def test_the_divisor_is_kept_away_from_0(tmp_path, divisor, after):
     assert edit(tmp_path, text, "offset-divisor", where=divisor) == text.replace(divisor, after)
     added = HEAD + f"y = (x - m) / ({divisor} + eps)\n"
     assert edit(tmp_path, added, "offset-divisor", where=f"{divisor} + eps") == added.replace("eps", "eps + 1e-8")
+
+
+SWEEP = HEAD + """\
+HP = {"lr": 0.5, "weight_decay": 1.0}
+
+def train(hp):
+    return torch.optim.SGD(net.parameters(), lr=hp["lr"], weight_decay=hp["weight_decay"])
+
+train(HP)
+"""
+FIELDS = HEAD + """\
+@dataclass
+class Optim:
+    lr: float = 2e-3
+
+@dataclass
+class Config:
+    optim: Optim = field(default_factory=lambda: Optim(lr=0.5))
+
+opt = torch.optim.Adam(net.parameters(), lr=cfg.optim.lr)
+"""
+TEXT = HEAD + """\
+CONFIG = json.loads(\"\"\"
+{"model": {"max_lr": 0.5, "width": 96}, "optimizer": {"name": "Adam", "lr": 0.5}, "epochs": 10}
+\"\"\")
+
+def build(cfg, params):
+    return torch.optim.Adam(params, lr=cfg["lr"])
+"""
+
+
+def test_a_number_that_came_by_an_argument_a_field_or_a_text(tmp_path):
+    """Where several literals could be meant, the one whose value was seen is."""
+    where = 'torch.optim.SGD(net.parameters(), lr=hp["lr"], weight_decay=hp["weight_decay"])'
+    assert edit(tmp_path, SWEEP, "weight-decay", where=where, weight_decay=0.01, old=1.0) == SWEEP.replace("1.0", "0.01")
+    where = "torch.optim.Adam(net.parameters(), lr=cfg.optim.lr)"
+    assert edit(tmp_path, FIELDS, "learning-rate", where=where, lr=0.05, old=0.5) == FIELDS.replace("0.5", "0.05")
+    with pytest.raises(TreatmentRefused, match="gets its value"):
+        edit(tmp_path, FIELDS, "learning-rate", where=where, lr=0.07, old=0.7)
+    where = 'torch.optim.Adam(params, lr=cfg["lr"])'
+    assert edit(tmp_path, TEXT, "learning-rate", where=where, lr=0.05, old=0.5) == TEXT.replace('"lr": 0.5', '"lr": 0.05')
+    twice = TEXT.replace('"width": 96', '"lr": 0.5')
+    with pytest.raises(TreatmentRefused, match="gets its value"):
+        edit(tmp_path, twice, "learning-rate", where=where, lr=0.05, old=0.5)
+
+
+def test_a_rate_is_never_written_on_the_wrong_side_of_the_one_that_stands_there(tmp_path):
+    """A schedule left 5e-6 of 2e-3: to raise that to 5e-4 would lower it."""
+    text = HEAD + "opt = torch.optim.Adam(net.parameters(), lr=2e-3)\n"
+    where = "torch.optim.Adam(net.parameters(), lr=2e-3)"
+    with pytest.raises(TreatmentRefused, match="the other way"):
+        edit(tmp_path, text, "learning-rate", where=where, lr=5e-4, old=5e-6)
+    assert edit(tmp_path, text, "learning-rate", where=where, lr=2e-2, old=2e-3) == text.replace("2e-3", "0.02")
+
+
+def test_momentum_and_a_clip_that_is_spread_into_its_call(tmp_path):
+    text = HEAD + "opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.999)\n"
+    where = "torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.999)"
+    assert edit(tmp_path, text, "momentum", where=where, momentum=0.9, old=0.999) == text.replace("0.999", "0.9")
+    text = HEAD + 'CFG = {"optim": {"lr": 0.1}, "clip": {"max_norm": 1e-4}}\ntorch.nn.utils.clip_grad_norm_(net.parameters(), **CFG["clip"])\n'
+    where = 'torch.nn.utils.clip_grad_norm_(net.parameters(), **CFG["clip"])'
+    assert edit(tmp_path, text, "clip-threshold", where=where, max_norm=0.85, old=1e-4) == text.replace("1e-4", "0.85")
+
+
+LOOPS = HEAD + """\
+for epoch in range(3):
+    for x in data:
+        opt.step()
+        sched.step()
+        count += 1
+    print(epoch)
+"""
+
+
+def test_a_schedule_is_stepped_behind_the_loop_over_batches(tmp_path):
+    after = edit(tmp_path, LOOPS, "step-schedule-per-epoch", where="sched.step()")
+    assert after == LOOPS.replace("        sched.step()\n", "").replace("    print", "    sched.step()\n    print")
+    last = LOOPS.replace("        count += 1\n    print(epoch)\n", "")
+    assert edit(tmp_path, last, "step-schedule-per-epoch", where="sched.step()") == last.replace("        sched", "    sched")
+    for other in (LOOPS.replace("sched.step()", "sched.step() if epoch else None"), LOOPS.replace("        sched.step()", "        if x: sched.step()"),
+                  LOOPS.replace("for epoch in range(3):", "if data:"), LOOPS.replace("    print", "    else:\n        pass\n    print")):
+        with pytest.raises(TreatmentRefused):
+            edit(tmp_path, other, "step-schedule-per-epoch", where="sched.step()")
+
+
+@pytest.mark.parametrize("text", [
+    'ap.add_argument("--warmup-steps", type=int, default=100000)\nsched = linear(opt, args.warmup_steps, 260)\n', "WARMUP = 100000\nsched = linear(opt, WARMUP)\n",
+    "def linear(opt, num_warmup_steps, total):\n    return LambdaLR(opt, ramp)\nsched = linear(opt, 100000, 260)\n",
+    "sched = get_schedule(opt, num_warmup_steps=100000, num_training_steps=260)\n", "sched = LinearLR(opt, 1e-3, total_iters=100000)\n"])
+def test_a_warm_up_is_shortened_where_its_length_stands(tmp_path, text):
+    where = next(e for e in ("linear(opt, args.warmup_steps, 260)", "linear(opt, WARMUP)", "linear(opt, 100000, 260)", "LambdaLR(opt, ramp)",
+                             "get_schedule(opt, num_warmup_steps=100000, num_training_steps=260)", "LinearLR(opt, 1e-3, total_iters=100000)") if e in text)
+    assert edit(tmp_path, HEAD + text, "shorten-warmup", where=where, steps=26, longer=260) == HEAD + text.replace("100000", "26")
+    with pytest.raises(TreatmentRefused, match="length of the warm-up"):
+        edit(tmp_path, HEAD + text.replace("100000", "50"), "shorten-warmup", where=where.replace("100000", "50"), steps=26, longer=260)

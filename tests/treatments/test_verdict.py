@@ -1,4 +1,7 @@
 """What counts as proof: the loss against the untreated control's."""
+import math
+from dataclasses import replace
+
 import pytest
 
 from gradcheck_doctor.records.findings import Finding, ReportData
@@ -57,3 +60,13 @@ def test_a_fix_that_is_not_kept_says_what_was_needed(treatment, before, after, s
 def test_a_short_run_is_said_to_be_short():
     few = judge(ReportData("t.py", "run", {}, {}, curves={"loss": ((1, 2.3), (2, 2.3), (3, 2.28))}))
     assert verdict(SICK, "learning-rate", judged(2.3, 2.3, SICK), few, run=True).reason.endswith("3 steps show little, a longer run may show more")
+
+
+@pytest.mark.parametrize(("first", "last", "above", "status"), [(2.3, 0.5, 0.0, "improved"), (2.3, 2.2, 0.0, "no-effect"), (72.0, 20.0, 50.0, "no-effect"),
+                                                               (72.0, 1.0, 50.0, "improved")])
+def test_a_control_that_ended_in_no_number_is_not_beaten_by_any_number(first, last, above, status):
+    """A rate ten thousand times smaller leaves the loss finite, and the model where it was."""
+    broken = Finding("GD803", "nonfinite-loss", "error", "m")
+    before, after = judged(first, math.nan, broken), judged(first, last)
+    after = judge(replace(after.report, readings={"initial-loss": above}))
+    assert verdict(broken, "learning-rate", before, after, run=True).status == status

@@ -61,7 +61,7 @@ class DecayDominates(Rule):
         decay = m.evidence["weight_decay"]
         factor = 10 ** math.ceil(math.log10(max(10.0, m.value)))
         return tuple(Prescription("weight-decay", f"Lower the weight decay from {decay:g} to {new:g}", kind="optimizer", span=m.location,
-                                  arguments={"weight_decay": new}) for new in (decay / factor, decay / factor / 10, 0.0))
+                                  arguments={"weight_decay": new, "old": decay}) for new in (decay / factor, decay / factor / 10, 0.0))
 
 
 def _left(recording: Recording) -> float | None:

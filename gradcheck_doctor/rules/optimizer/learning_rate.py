@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite, learned, phase_start, progress
-from gradcheck_doctor.rules.optimizer.readings import dead_share, largest_lr, update_ratios
+from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
+from gradcheck_doctor.rules.optimizer.readings import Rates, dead_share, died, largest_lr, rates, update_ratios
+from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
 
 HEALTHY = 1e-3         # update ratio aimed at
+LARGE = 3e-2           # update ratio from which on steps are large
 #: Rates that people begin with; torch's defaults for the adaptive ones.
 USUAL = {"Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "Adamax": 1e-3, "RMSprop": 1e-3, "SGD": 1e-2}
 EARLY = 12             # steps that count as the start
+LEAP = 3.0             # largest loss of the start over the first from which on the steps made it
+UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # their first step has the size of the rate, or ten times that, whatever the gradient
+HEAVY = 0.95           # momentum from which on it can be the fault
+STARVED = 0.03         # mean learning rate over the full one; the lowest of the usual schedules has twice as much
+CERTAIN = 290          # order of a schedule that left no rate: nothing else can be told of such a run
+LONG = 0.25            # share of the run over which a gradient must act for that
 
 
 @dataclass(frozen=True)
@@ -26,38 +34,59 @@ class Strides:
     early: float
     first: float
     gone: float | None
-    harmful: bool          # large steps and a loss that does not fall
+    harmful: bool          # large steps and a loss that falls little or not at all
 
 
 def strides_of(recording: Recording) -> Strides | None:
-    """How far the optimizer's steps go; None with too few of them."""
-    begin, broken, blow = phase_start(recording), first_nonfinite(recording), bad_batch(recording)
+    """How far the optimizer's steps go; None with too few of them, or where their length is searched for."""
+    (begin, end), broken, blow, chosen = phase(recording), first_nonfinite(recording), bad_batch(recording), largest_lr(recording)
+    if chosen is None:
+        return None
     broken = blow if blow is not None else broken            # what a bad batch did to the weights is not the rate's doing
-    ratios = update_ratios(recording, first=begin, last=broken)
+    last = min(end, broken) if broken is not None else end
+    ratios = update_ratios(recording, first=begin, last=last)
     if len(ratios) < 5 or recording.total_steps < 10:
         first = max((r for r in ratios if math.isfinite(r)), default=0.0)
         blown = blow is None and broken is not None and recording.total_steps >= 10 and first >= 0.1
         return Strides(first, first, first, None, True) if blown else None      # a few steps were enough to leave the finite numbers
     finite = [r for r in ratios if math.isfinite(r)]
-    early = [r for r in update_ratios(recording, first=begin, last=begin + EARLY) if math.isfinite(r)]
-    first = max(early, default=0.0)
-    size = max(median(finite), first / 3) if finite else math.inf
+    early = [r for r in update_ratios(recording, first=begin + (chosen[1].name in UNCORRECTED), last=begin + EARLY) if math.isfinite(r)]
+    late = [r for r in update_ratios(recording, first=(begin + last) // 2, last=last) if math.isfinite(r)]
+    first, lasting = max(early, default=0.0), bool(late) and median(late) >= LARGE
+    size = median(finite) if finite else math.inf
+    hurt = _hurt(recording)
+    if lasting or hurt or (chosen[1].name not in UNCORRECTED and early and median(early) >= 0.1):
+        size = max(size, first / 3)
     gone = progress(recording, broken)
-    still = 0.1 if size < 0.1 else 0.3                       # a loss that falls contradicts a rate that is only somewhat high
-    harmful = not learned(recording) and (gone is None or gone < still or dead_share(recording) > 0.5)
+    still = 0.1 if size < 0.1 else LEARNED if lasting else 0.3      # a loss that falls contradicts a rate that is only somewhat high
+    stuck = broken is not None if gone is None else gone < still
+    settled = not lasting and gone is not None and gone >= 0.2 and stays_down(recording) and not hurt
+    harmful = not learned(recording) and not settled and (stuck or dead_share(recording) > 0.5)
     return Strides(size, median(early) if early else 0.0, first, gone, harmful)
+
+
+def _hurt(recording: Recording) -> bool:
+    """The first steps did harm: the loss leapt, or stands above its start after them, or units died."""
+    values = phase_curve(recording)[:2 * EARLY]
+    if not all(map(math.isfinite, values)) or died(recording) > 0.5:
+        return True
+    start = max(values[0], constant_guess(recording) or values[0]) if values else math.inf
+    after = values[EARLY:]
+    return bool(after) and (median(after) > start + 0.1 * abs(start) or max(values[:EARLY]) > LEAP * start > 0)
 
 
 class LearningRateTooHigh(Rule):
     """The optimizer's steps are so large beside the weights that they destroy what was learned, and the loss does not fall.
 
-    What it measures: rms(change of a weight) / rms(weight), median over the weight matrices; the larger of the median over the run and the
-    largest of the first twelve steps divided by 3 (a first blow is enough to kill ReLU units). Only in a run whose loss does not fall.
+    What it measures: rms(change of a weight) / rms(weight), median over the weight matrices and the run; a third of the largest of the first twelve
+    steps, if that is more, where these did harm (the loss leapt or stood above its start after them, or units died), where SGD or Adam changed a tenth of
+    the weights in each of them, or where steps stay above 3e-2 to the end. Only in a run whose loss falls little or not at all.
+    A momentum near 1 whose gradients act for a quarter of the run or longer is named instead of the rate, of which it makes lr / (1 - momentum).
 
     Why it matters: around 1e-3 is usual; at 0.1 the weights are someone else's after ten steps.
 
-    When it is harmless: Adam's first step is 2 lr sqrt(fan_in) at default init; biases, zero-initialised weights and norms are left out;
-    a run that learns.
+    When it is harmless: the first steps of Adam, and even more of Adagrad and RMSprop, are large at any rate; biases, zero-initialised weights and norms
+    are left out, and so are optimizers with a line search; a run that learns, or whose loss falls to a floor above 0 and stays there.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022); CS231n's rule of thumb of 1e-3.
     """
@@ -65,7 +94,7 @@ class LearningRateTooHigh(Rule):
     code = "GD701"
     name = "learning-rate-too-high"
     summary = "steps too large beside the weights, and the loss does not fall"
-    threshold = Threshold(3e-2, 1e-1, "update / weight, rms", "TheDeepChecker: 1e-1; healthy runs of this project stay below 3e-2")
+    threshold = Threshold(LARGE, 1e-1, "update / weight, rms", "TheDeepChecker: 1e-1; healthy runs of this project stay below 3e-2")
     order = 490
     explains = ("GD201", "GD706", "GD707", "GD305", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD307", "GD803", "GD802", "GD801",
                 "GD304")
@@ -76,33 +105,46 @@ class LearningRateTooHigh(Rule):
         if chosen is None or strides is None:
             return
         lr, record = chosen
+        momentum = max((g.momentum for g in record.groups), default=0.0)
+        acts = 1.0 / (1.0 - momentum) if HEAVY < momentum < 1.0 else 1.0
+        heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
-                          order=474 if strides.early >= 3e-2 else None,
+                          order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name,
-                                    "harmful": strides.harmful})
+                                    "harmful": strides.harmful, **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
-        fell = ", and the loss does not fall" if e["harmful"] else ""
+        gone = e["loss_fell"]
+        fell = "" if not e["harmful"] else f", and the loss fell by {gone:.0%} only" if gone is not None and gone >= 0.05 else ", and the loss does not fall"
+        if "momentum" in e:
+            return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
+                    f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
         return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr = m.evidence["lr"]
         factor = 10 ** round(math.log10(max(10.0, min(m.value / HEALTHY, 1e4))))
-        return tuple(Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=m.location,
-                                  arguments={"lr": lr / f, "old": lr}) for f in dict.fromkeys((factor, 10, 100)))
+        cures = [Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=m.location,
+                              arguments={"lr": lr / f, "old": lr}) for f in sorted({factor, 10, 100})]
+        if (momentum := m.evidence.get("momentum")) is not None:
+            cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=m.location,
+                                         arguments={"momentum": 0.9, "old": momentum}))
+        return tuple(cures)
 
 
 class LearningRateTooLow(Rule):
     """The optimizer's steps are so small that the weights practically stay where they were.
 
     What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
+    Also the mean learning rate over the run as a share of the full one: below 3 % a schedule took the rate away long before the end (stepped every batch
+    instead of every epoch), or a warm-up is far longer than the run. A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
 
     Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
 
-    When it is harmless: the end of a schedule, fine-tuning, very long runs.
+    When it is harmless: the end of a schedule, fine-tuning, very long runs; a warm-up of which only the beginning was run (--max-steps).
 
-    Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
+    Sources: TheDeepChecker (Ben Braiek and Khomh 2022); the share: measured on schedules in use, the lowest of which has 6 %.
     """
 
     code = "GD702"
@@ -111,7 +153,7 @@ class LearningRateTooLow(Rule):
     threshold = Threshold(1e-4, None, "update / weight, rms", "TheDeepChecker: 1e-4", "below")
     order = 495
     weak = True
-    explains = ("GD707",)
+    explains = ("GD707", "GD608", "GD104", "GD102", "GD301", "GD208", "GD501", "GD201")
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
@@ -122,20 +164,44 @@ class LearningRateTooLow(Rule):
             return
         lr, record = chosen
         value = median(ratios)
-        if value > 0:
-            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None,
-                              evidence={"update_ratio": value, "lr": lr, "loss_fell": gone, "optimizer": record.name})
+        evidence = {"update_ratio": value, "lr": lr, "loss_fell": gone, "optimizer": record.name}
+        starved = _starved(recording, record)
+        if starved is not None:
+            partial = starved.rises and "stopped" in recording.probe
+            yield Measurement(value=value, location=record.schedule_stepped or record.scheduled or record.built or record.stepped,
+                              cap="info" if learned(recording) or partial else None, floor="warning", order=CERTAIN,
+                              evidence={**evidence, "schedule": "warm-up" if starved.rises else "decay", "full": starved.full, "first": starved.first,
+                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share})
+        elif value > 0:
+            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None, evidence=evidence)
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if e.get("schedule") == "warm-up":
+            return (f"the warm-up is longer than the run: in {e['steps']} steps it took the learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; "
+                    f"the loss fell by {e['loss_fell']:.0%}")
+        if "schedule" in e:
+            return (f"the schedule took the learning rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); "
+                    f"the loss fell by {e['loss_fell']:.0%}")
         return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); the loss fell by {e['loss_fell']:.0%}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        lr = m.evidence["lr"]
-        derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 1e4))))
+        lr, steps = m.evidence["lr"], m.evidence.get("steps", 0)
+        if m.evidence.get("schedule") == "warm-up":
+            return (Prescription("shorten-warmup", f"Shorten the warm-up to {max(1, steps // 10)} of the {steps} steps", kind="optimizer", span=m.location,
+                                 arguments={"steps": max(1, steps // 10), "longer": steps}),)
+        if "schedule" in m.evidence:
+            return (Prescription("step-schedule-per-epoch", "Step the schedule after an epoch, not after every batch", kind="optimizer", span=m.location),)
+        derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0))))
         usual = USUAL.get(m.evidence["optimizer"], 0.0)
-        cures = {derived: f"at which a step moves the weights by about {HEALTHY:g} of their size"}
+        cures = {derived: f"{derived / lr:.3g} times as much"}
         if usual > lr:
             cures.setdefault(usual, f"the usual one of {m.evidence['optimizer']}")
         return tuple(Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {rate:g}, {why}", kind="optimizer", span=m.location,
                                   arguments={"lr": rate, "old": lr}) for rate, why in cures.items())
+
+
+def _starved(recording: Recording, record: OptimizerRecord) -> Rates | None:
+    """The rates of an optimizer that had next to none for nearly all of the run."""
+    found = rates(recording, recording.optimizers.index(record))
+    return found if found is not None and found.share < STARVED and found.steps >= 20 else None

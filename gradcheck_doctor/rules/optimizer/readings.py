@@ -1,8 +1,14 @@
-"""Update ratios over a run, as the optimizer rules read them."""
+"""Update ratios and learning rates over a run, as the optimizer rules read them."""
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.flow import updates_by_step
+from gradcheck_doctor.rules.progress import phase
+
+LINE_SEARCH = ("LBFGS",)       # optimizers that find the length of a step themselves
+NOTHING = 0.01                 # share of its largest from which on a learning rate is next to none
 
 
 def update_ratios(recording: Recording, *, first: int = 0, last: int | None = None) -> list[float]:
@@ -10,12 +16,54 @@ def update_ratios(recording: Recording, *, first: int = 0, last: int | None = No
     return [ratio for step, ratio in updates_by_step(recording).items() if step >= first and (last is None or step < last)]
 
 
+def stepping(recording: Recording) -> list[OptimizerRecord]:
+    """The optimizers of the phase that is judged; all, where the steps do not tell."""
+    begin, end = phase(recording)
+    numbers = {row.optimizer for row in recording.steps if begin <= row.step < end}
+    return [o for n, o in enumerate(recording.optimizers) if n in numbers] or list(recording.optimizers)
+
+
 def largest_lr(recording: Recording) -> tuple[float, OptimizerRecord] | None:
     """The largest learning rate in use and its optimizer."""
-    pairs = [(g.initial_lr if g.initial_lr is not None and g.initial_lr > g.lr else g.lr, o) for o in recording.optimizers for g in o.groups]
+    pairs = [(g.initial_lr if g.initial_lr is not None and g.initial_lr > g.lr else g.lr, o) for o in stepping(recording) for g in o.groups
+             if o.name not in LINE_SEARCH]
     return max(pairs, key=lambda pair: pair[0], default=None)
 
 
 def dead_share(recording: Recording) -> float:
     """Largest fraction of dead units in one ReLU layer in the last window."""
     return max((u.dead_fraction for o in recording.operations if (u := o.units_last) is not None), default=0.0)
+
+
+def died(recording: Recording) -> float:
+    """Largest growth of the fraction of dead units in one ReLU layer, from the first step to the last window."""
+    return max((o.units_last.dead_fraction - o.units_first.dead_fraction for o in recording.operations
+                if o.units_first is not None and o.units_last is not None), default=0.0)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate of the first parameter group over a run: what it could have been, how it began and ended, its mean as a share of that."""
+
+    full: float
+    first: float
+    last: float
+    share: float
+    alive: int             # steps until it stays below a hundredth of `full`
+    steps: int
+
+    @property
+    def rises(self) -> bool:
+        """The run ends in the warm-up."""
+        return self.last > self.first
+
+
+def rates(recording: Recording, number: int) -> Rates | None:
+    """Learning rates that the steps of optimizer `number` were made with; None where they were not seen."""
+    group = recording.optimizers[number].groups[0] if recording.optimizers[number].groups else None
+    seen = [row.lr for row in recording.steps if row.optimizer == number and row.lr is not None]
+    full = max([*seen, group.initial_lr or 0.0], default=0.0) if group is not None else 0.0
+    if not seen or full <= 0.0:
+        return None
+    alive = max((n for n, rate in enumerate(seen, 1) if rate >= NOTHING * full), default=0)
+    return Rates(full, seen[0], seen[-1], sum(seen) / len(seen) / full, alive, len(seen))

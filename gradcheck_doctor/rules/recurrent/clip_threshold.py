@@ -44,7 +44,7 @@ class ClipThreshold(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         norm = float(f"{m.evidence['p90']:.2g}")
         return (Prescription("clip-threshold", f"Clip at {norm:g}, the 90th percentile of the norms seen", kind="clip", span=m.location,
-                             arguments={"max_norm": norm}),)
+                             arguments={"max_norm": norm, "old": m.evidence["threshold_used"]}),)
 
     def message(self, m: Measurement) -> str:
         return f"{m.value:.0%} of the steps are clipped at {m.evidence['threshold_used']:g}; the 90th percentile of the norms is {m.evidence['p90']:.3g}"

@@ -1,0 +1,72 @@
+"""Cures of learning-rate schedules: stepped once an epoch, and a warm-up that ends within the run."""
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.choices import given_for
+from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.numbers import definitions, literal
+from gradcheck_doctor.treatments.tree import Tree
+
+WARM = re.compile(r"warm_?up", re.IGNORECASE)
+RAMPS = ("LinearLR", "ConstantLR")        # schedulers of torch whose total_iters is a warm-up
+
+
+def step_per_epoch(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """scheduler.step() from the loop over batches to behind it, in the loop over epochs."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    call = tree.call(prescription.span)
+    statement = tree.statement(call)
+    text = tree.source(call)
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "step" or not isinstance(statement, ast.Expr) or statement.value is not call:
+        raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
+    inner = tree.parents[statement]
+    outer = next((n for n in tree.up(inner) if isinstance(n, (ast.For, ast.While, ast.FunctionDef))), None)
+    if not isinstance(inner, (ast.For, ast.While)) or not isinstance(outer, (ast.For, ast.While)) or statement not in inner.body or inner.orelse:
+        raise TreatmentRefused(f"{text} does not stand directly in a loop over batches within one over epochs; call it once an epoch")
+    if len(inner.body) < 2 or statement.end_lineno != statement.lineno or tree.lines[statement.lineno - 1].partition("#")[0].strip() != text:
+        raise TreatmentRefused(f"{text} shares its line with something else; move it behind the loop over batches by hand")
+    return [Edit(Span(tree.file, statement.lineno, 1, statement.lineno + 1, 1), ""), tree.after(inner, [text])]
+
+
+def shorten_warmup(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """A smaller number of steps where that of the warm-up stands."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    longer = float(prescription.arguments["longer"])
+    places = [n for n in dict.fromkeys(_lengths(tree)) if (found := literal(n)) is not None and found > longer]
+    if len(places) != 1:
+        raise TreatmentRefused(f"it can't be told where the length of the warm-up is given; the run has {longer:.0f} steps")
+    return [tree.replace(places[0], f"{prescription.arguments['steps']}")]
+
+
+def _lengths(tree: Tree) -> Iterator[ast.expr]:
+    """What is given for names that speak of a warm-up."""
+    names = {n for n in _names(tree) if WARM.search(n)}
+    for name in sorted(names):
+        yield from definitions(tree, name)
+    for node in ast.walk(tree.root):
+        if isinstance(node, ast.FunctionDef):
+            yield from (value for a in [*node.args.args, *node.args.kwonlyargs] if a.arg in names for value in given_for(tree, node, a.arg))
+        elif isinstance(node, ast.Call):
+            ramp = tree.source(node.func).rpartition(".")[2] in RAMPS
+            yield from (k.value for k in node.keywords if k.arg in names or ramp and k.arg == "total_iters")
+        elif isinstance(node, ast.Dict):
+            yield from (v for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant) and k.value in names)
+
+
+def _names(tree: Tree) -> Iterator[str]:
+    for node in ast.walk(tree.root):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, (ast.arg, ast.keyword)) and node.arg is not None:
+            yield node.arg
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.lstrip("-").replace("-", "_")
+
+
+PLANNERS = {"step-schedule-per-epoch": step_per_epoch, "shorten-warmup": shorten_warmup}

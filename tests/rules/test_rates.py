@@ -1,0 +1,225 @@
+"""Learning rates that are too high, too low, or taken away by a schedule, and the healthy runs that look like them."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+import gradcheck_doctor as doctor
+from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.records.findings import Finding
+from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, Recording, StepRecord
+from gradcheck_doctor.rules.engine import _demoted, diagnose
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, STARVED
+from gradcheck_doctor.rules.optimizer.readings import rates
+from gradcheck_doctor.rules.progress import learned, phase, progress
+
+
+def serious(report):
+    return [f.rule for f in report.findings if f.severity != "info"]
+
+
+def recorded(losses, *, op="scalar", optimizers=(0,), **loss):
+    """A run with these losses; `optimizers` are the first steps of its phases."""
+    def number(step):
+        return max(n for n, first in enumerate(optimizers) if first <= step)
+
+    return Recording("run", curve=tuple(enumerate(losses)), total_steps=len(losses), losses=(LossRecord(-1, op, losses[0], **loss),),
+                     steps=tuple(StepRecord(s, v, optimizer=number(s)) for s, v in enumerate(losses)),
+                     optimizers=tuple(OptimizerRecord("SGD", ()) for _ in optimizers))
+
+
+# -- progress ------------------------------------------------------------------------------------------------------------------------------
+def test_an_early_fall_is_progress_but_teaches_nothing_alone():
+    """A bias finds the frequency of a class in the first steps; what comes after tells whether the rest learned."""
+    recording = recorded([0.67, 0.6, 0.55] + [0.4] * 200, op="binary_cross_entropy_with_logits")
+    assert progress(recording) == pytest.approx(1 / 3, abs=0.01) and progress(recording, early=True) == pytest.approx(0.0)
+    assert not learned(recording)
+
+
+def test_a_start_that_was_the_fault_is_no_progress():
+    blown = [2.3, 1700.0, 400.0, 60.0] + [2.3] * 200
+    assert progress(recorded(blown, op="cross_entropy", classes=10)) == pytest.approx(0.0, abs=0.01)
+    assert progress(recorded([1e4, 1e4, 9e3, 5.0] + [1.0] * 200)) == pytest.approx(0.0)
+
+
+def test_a_last_phase_of_few_steps_leaves_the_one_before_to_be_judged():
+    recording = recorded([1.0 / (1 + k) for k in range(100)] + [0.005] * 5, optimizers=(0, 100))
+    assert phase(recording) == (0, 100) and learned(recording)
+    assert phase(recorded([1.0] * 100 + [0.5] * 50, optimizers=(0, 100))) == (100, 150)
+
+
+# -- too high ------------------------------------------------------------------------------------------------------------------------------
+def quantiles(optimizer, epochs=6):
+    """Pinball loss on noisy data: it falls in the first dozen steps and then sits on the noise."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 8)
+    y = 2 * x[:, :1] + torch.sin(3 * x[:, 1:2]) + torch.randn(2000, 1)
+    model, q = nn.Sequential(nn.Linear(8, 64), nn.Mish(), nn.Linear(64, 64), nn.Mish(), nn.Linear(64, 5)), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    opt = optimizer(model.parameters())
+    with doctor.watch(model, opt) as seen:
+        for _ in range(epochs):
+            for i in torch.randperm(2000).split(32):
+                error = y[i] / 2.3 - model(x[i])
+                opt.zero_grad()
+                torch.maximum(q * error, (q - 1) * error).mean().backward()
+                opt.step()
+    return seen.report()
+
+
+@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.Adagrad(p, 0.02), lambda p: torch.optim.RMSprop(p, 1e-3)])
+def test_large_first_steps_of_adagrad_and_rmsprop_are_their_nature(optimizer):
+    report = quantiles(optimizer)
+    assert serious(report) == []
+
+
+def test_a_polish_with_lbfgs_is_no_large_rate():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1)), torch.randn(64, 2)
+    y = torch.sin(x.sum(1, keepdim=True))
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    polish = torch.optim.LBFGS(model.parameters(), lr=1, max_iter=10, line_search_fn="strong_wolfe")
+
+    def closure():
+        polish.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    with doctor.watch(model, [adam, polish]) as seen:
+        for _ in range(150):
+            adam.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            adam.step()
+        for _ in range(5):
+            polish.step(closure)
+    report = seen.report()
+    assert serious(report) == [] and not any("LBFGS" in f.message for f in report.findings)
+
+
+def classify(optimizer, steps=300, schedule=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ELU(), nn.Linear(32, 32), nn.ELU(), nn.Linear(32, 3))
+    opt = optimizer(model.parameters())
+    rate = schedule(opt) if schedule else None
+    x = torch.randn(1024, 8)
+    y = x[:, :3].argmax(1)
+    with doctor.watch(model, opt) as seen:
+        for step in range(steps):
+            i = torch.arange(32) + 32 * (step % 32)
+            opt.zero_grad()
+            F.cross_entropy(model(x[i]), y[i]).backward()
+            opt.step()
+            if rate:
+                rate.step()
+    return seen.report()
+
+
+def test_a_rate_that_is_too_high_is_still_found_and_what_fell_is_not_denied():
+    report = classify(lambda p: torch.optim.Adam(p, 1.0))
+    finding = next(f for f in report.findings if f.rule == "learning-rate-too-high")
+    assert finding.severity == "error"
+    assert [fix.prescription.arguments["lr"] for fix in finding.fixes] == sorted((fix.prescription.arguments["lr"] for fix in finding.fixes), reverse=True)
+    gone = finding.evidence["loss_fell"]
+    assert ("the loss does not fall" in finding.message) == (gone is None or gone < 0.05)
+
+
+def test_momentum_near_1_is_named_instead_of_the_rate():
+    report = classify(lambda p: torch.optim.SGD(p, 0.05, momentum=0.999))
+    first = report.findings[0]
+    assert first.rule == "learning-rate-too-high" and first.severity == "error" and "momentum 0.999 a gradient acts for 1000 steps" in first.message
+    assert first.fixes[0].prescription.treatment == "momentum" and first.fixes[0].prescription.arguments == {"momentum": 0.9, "old": 0.999}
+    assert serious(classify(lambda p: torch.optim.SGD(p, 0.05, momentum=0.9))) == []
+
+
+# -- taken away by a schedule --------------------------------------------------------------------------------------------------------------
+HEALTHY = {
+    "cosine": lambda o: schedulers.CosineAnnealingLR(o, 400), "one cycle": lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=401),
+    "step decay": lambda o: schedulers.MultiStepLR(o, [120, 240, 360], 0.1), "exponential per epoch": lambda o: schedulers.StepLR(o, 20, 0.75),
+    "linear": lambda o: schedulers.LinearLR(o, 1.0, 0.0, 400), "constant": lambda o: schedulers.ConstantLR(o, 1.0, 1),
+    "inverse root": lambda o: schedulers.LambdaLR(o, lambda s: min((s + 1) / 40, (40 / (s + 1)) ** 0.5)),
+    "warm-up and linear": lambda o: schedulers.LambdaLR(o, lambda s: min((s + 1) / 40, (401 - s) / 360)),
+    "polynomial": lambda o: schedulers.PolynomialLR(o, 400, 2.0), "restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 50)}
+STARVING = {"exponential per batch": lambda o: schedulers.ExponentialLR(o, 0.7), "step decay per batch": lambda o: schedulers.StepLR(o, 3, 0.5),
+            "warm-up": lambda o: schedulers.LambdaLR(o, lambda s: s / 50_000)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*HEALTHY, *STARVING])
+def test_the_mean_rate_tells_a_schedule_that_starves_from_those_in_use(name):
+    opt = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    schedule, steps = (HEALTHY | STARVING)[name](opt), []
+    for step in range(400):
+        steps.append(StepRecord(step, 1.0, lr=opt.param_groups[0]["lr"]))
+        schedule.step()
+    group = OptimizerGroup(lr=steps[-1].lr, parameters=(), initial_lr=opt.param_groups[0]["initial_lr"])
+    share = rates(Recording("run", steps=tuple(steps), optimizers=(OptimizerRecord("SGD", (group,)),)), 0).share
+    assert (share < STARVED) == (name in STARVING)
+    assert name in STARVING or share > 2 * STARVED
+
+
+SCRIPT = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(1024, 8)
+y = x[:, :3].argmax(1)
+model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+opt = torch.optim.Adam(model.parameters(), lr=2e-3)
+sched = {schedule}
+for epoch in range(3):
+    for i in torch.randperm(1024).split(32):
+        opt.zero_grad()
+        F.cross_entropy(model(x[i]), y[i]).backward()
+        opt.step()
+        sched.step()
+"""
+
+
+def found(tmp_path, schedule, **options):
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.format(schedule=schedule))
+    recording = run_script(str(path), None, [], **options).recording
+    return recording, [f for f in diagnose(recording) if f.rule == "learning-rate-too-low"]
+
+
+def test_a_schedule_stepped_every_batch_is_named_at_its_step(tmp_path):
+    recording, (finding,) = found(tmp_path, "torch.optim.lr_scheduler.ExponentialLR(opt, 0.6)")
+    assert finding.severity == "warning" and finding.location.line == 16 and "took the learning rate from 0.002 to" in finding.message
+    assert "(below 1 % after 10 of 96 steps)" in finding.message
+    assert [fix.prescription.treatment for fix in finding.fixes] == ["step-schedule-per-epoch"]
+    assert recording.optimizers[0].groups[0].initial_lr == 2e-3
+
+
+def test_a_warm_up_longer_than_the_run_is_named_and_no_rate_is_touched(tmp_path):
+    """The schedule has set the rate before the first step; what stands in the source is the initial one."""
+    warm = "torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 100000)"
+    recording, (finding,) = found(tmp_path, warm)
+    assert finding.severity == "warning" and "warm-up is longer than the run: in 96 steps" in finding.message and "of 0.002" in finding.message
+    assert [(fix.prescription.treatment, fix.prescription.arguments) for fix in finding.fixes] == [("shorten-warmup", {"steps": 9, "longer": 96})]
+    assert recording.optimizers[0].groups[0].initial_lr == 2e-3
+    _, partial = found(tmp_path, warm, max_steps=60)
+    assert [f.severity for f in partial] == ["info"]                      # only the beginning was run
+
+
+def test_a_schedule_that_left_no_rate_is_no_weak_evidence():
+    """A rate that is merely low is information beside another cause; a schedule that ended the training is the cause."""
+    other = Finding("GD104", "bias-init", "error", "m")
+    low, starved = Finding("GD702", "learning-rate-too-low", "warning", "m"), Finding("GD702", "learning-rate-too-low", "warning", "m", order=CERTAIN)
+    assert [f.severity for f in _demoted([other, low], frozenset({"GD702"}))] == ["error", "info"]
+    assert [f.severity for f in _demoted([other, starved], frozenset({"GD702"}))] == ["error", "warning"]
+
+
+def test_a_schedule_in_use_is_quiet(tmp_path):
+    _, low = found(tmp_path, "torch.optim.lr_scheduler.CosineAnnealingLR(opt, 96)")
+    assert [f for f in low if f.severity != "info"] == []
+
+
+def test_a_rate_is_raised_by_a_hundred_at_most():
+    report = classify(lambda p: torch.optim.SGD(p, 1e-7))
+    finding = next(f for f in report.findings if f.rule == "learning-rate-too-low")
+    asked = [fix.prescription.arguments["lr"] for fix in finding.fixes]
+    assert math.isclose(asked[0], 1e-5) and asked[1:] == [1e-2]           # and what people begin with
