@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ import click
 from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Probe, Shared, probe_options, shared_options
 from gradcheck_doctor.errors import ConfigError, TreatmentRefused
+from gradcheck_doctor.integrations.script import on_terminate
 from gradcheck_doctor.records.codec import relative
-from gradcheck_doctor.records.findings import SEVERITIES, Finding, ReportData
+from gradcheck_doctor.records.findings import SEVERITIES, SOURCE, Finding, ReportData
+from gradcheck_doctor.records.sources import digest
 
 if TYPE_CHECKING:
     from gradcheck_doctor.repair import Repair
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--skip-unbuildable", is_flag=True, help="Pass over files without a model that can be built, as hooks do.")
 @probe_options
 @shared_options
+@on_terminate()
 def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool, check: bool, unsafe_fixes: bool, verify: bool,
             skip_unbuildable: bool, probe: Probe, shared: Shared) -> int:
     """Turn findings into source edits, each proven by running (or probing) the edited file in a fresh process.
@@ -50,6 +53,7 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
         reports, arguments = _stored(source, arguments)
     else:
         reports = _fresh(targets, run_, skip_unbuildable, probe)
+    outdated = {r.target.partition(":")[0] for r in reports if source and _outdated(r)}
     wanted = _wanted(shared)
     results: list[Repair | None] = []
     for report in reports:
@@ -68,7 +72,7 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     for patch in () if dry else made:
         if patch.changed:
             patch.write()
-    _say([r for r in done if r is not None], left, output is not None or diff, dry, verify, shared)
+    _say([r for r in done if r is not None], left, outdated, output is not None or diff, dry, verify, shared)
     if output is not None:
         write(output, shared.output, chosen_format(shared))
     if dry:
@@ -76,19 +80,29 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     return _status(reports, done, left, wanted, shared)
 
 
-def _say(repairs: Sequence[Repair], left: Sequence[Repair], quiet_stdout: bool, dry: bool, verify: bool, shared: Shared) -> None:
-    """One line a fix; on stderr where stdout belongs to a diff or a report."""
+def _say(repairs: Sequence[Repair], left: Sequence[Repair], outdated: Set[str], quiet_stdout: bool, dry: bool, verify: bool, shared: Shared) -> None:
+    """One line a fix; on stderr where stdout belongs to a diff or a report. Why a fix of another text than today's was not kept is of no use."""
     for result in repairs:
         for finding, fix in result.kept:
             proof = f" ({fix.verified.status})" if verify else " (not verified)"
             click.echo(f"{'would fix' if dry else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=quiet_stdout)
-        if shared.verbose or not result.kept:
+        if shared.verbose or not result.kept and result.file not in outdated:
             for finding, fix in result.refused:
                 click.echo(f"not kept: {finding.code} {fix.prescription.title}: {fix.refusal or fix.verified.reason or fix.verified.status}", err=True)
     for result in left:
         click.echo(f"{result.file}: another fix touches the same lines; run doctor fix once more", err=True)
     if not any(result.kept for result in repairs):
         click.echo("no fix was kept; nothing was changed" if repairs else "nothing to fix", err=True)
+
+
+def _outdated(report: ReportData) -> bool:
+    """Whether the file is another one than the report is about; said then."""
+    file = report.target.partition(":")[0]
+    if report.probe.get(SOURCE) in (None, "", digest(file)):
+        return False
+    again = "run: run it again" if report.kind == "run" else "audit: audit it again"
+    click.echo(f"doctor: {file} changed since this {again}", err=True)
+    return True
 
 
 def _status(reports: Sequence[ReportData], repairs: Sequence[Repair | None], left: Sequence[Repair], wanted: Callable[[Finding], bool], shared: Shared) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from gradcheck_doctor.cli.streams import check_writable
 from gradcheck_doctor.config import Config, load
-from gradcheck_doctor.records.findings import ReportData
+from gradcheck_doctor.records.findings import SOURCE, ReportData
+from gradcheck_doctor.records.sources import digest
 from gradcheck_doctor.report.render import FORMATS
 
 
@@ -48,8 +50,10 @@ class Probe:
         return [part for name, value in named if value is not None for part in (name, value)] + ["--overfit"] * self.overfit
 
     def noted(self, report: ReportData) -> ReportData:
-        """The report, saying with which options it was made, so that `doctor fix` can measure in the same way."""
-        return replace(report, probe={**report.probe, "options": shlex.join(given)}) if (given := self.arguments()) else report
+        """The report, saying with which options it was made and of which source, so that `doctor fix` can measure in the same way."""
+        file = report.target.partition(":")[0]
+        more = {"options": shlex.join(self.arguments()), SOURCE: digest(file) if file.endswith(".py") else ""}
+        return replace(report, probe={**report.probe, **{k: v for k, v in more.items() if v}})
 
 
 _PROBE = (
@@ -108,6 +112,8 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
                  "fail_on": fail_on, "baseline": baseline}
         config = replace(config, **{k: v for k, v in given.items() if v})
         _check_rules(config)
+        for path in (output, write_baseline):
+            check_writable(path)
         return function(*args, shared=Shared(config, format_, output, write_baseline, exit_zero, quiet, verbose, color), **kwargs)
 
     for option in reversed(_OPTIONS):

@@ -11,7 +11,7 @@ import click
 
 from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Shared
-from gradcheck_doctor.cli.streams import fitting
+from gradcheck_doctor.cli.streams import fitting, unwritable
 from gradcheck_doctor.errors import ConfigError
 from gradcheck_doctor.records.findings import SEVERITIES, ReportData
 from gradcheck_doctor.report.render import RuleInfo, Style, format_of, render
@@ -30,7 +30,11 @@ def deliver(reports: Sequence[ReportData], shared: Shared) -> int:
         from gradcheck_doctor.patch import with_edits
 
         reports = [with_edits(r) for r in reports]
-    write(rendered(reports, shared), shared.output, chosen_format(shared))
+    try:
+        write(rendered(reports, shared), shared.output, chosen_format(shared))
+    except ConfigError:
+        click.echo(rendered(reports, replace(shared, format="text")), err=True)
+        raise
     return status
 
 
@@ -61,7 +65,7 @@ def write(text: str, output: str | None, format: str | None) -> None:
         with open(output, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
+        raise unwritable(output, error) from error
 
 
 def _filtered(report: ReportData, shared: Shared) -> ReportData:

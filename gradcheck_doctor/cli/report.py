@@ -16,8 +16,11 @@ def command(record: str, format_: str | None, output: str | None, export_: str |
     from gradcheck_doctor.cli.output import rule_infos, write
     from gradcheck_doctor.cli.stored import stored_reports
     from gradcheck_doctor.config import load
+    from gradcheck_doctor.errors import ConfigError
     from gradcheck_doctor.report.render import Style, format_of, render
 
+    if output is not None and format_ is None and output.lower().endswith((".csv", ".parquet")):
+        raise ConfigError(f"a report is no table, so it is not written to {output}; the figures of a store are: doctor report {record} --export {output}")
     if export_ is not None:
         from gradcheck_doctor.store.export import export
 

@@ -11,6 +11,8 @@ import click
 from gradcheck_doctor.cli.loading import loading
 from gradcheck_doctor.cli.options import Shared, shared_options
 from gradcheck_doctor.cli.streams import stdout_to_stderr
+from gradcheck_doctor.records.findings import SOURCE
+from gradcheck_doctor.records.sources import digest
 from gradcheck_doctor.report.render import MACHINE, format_of
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
-@click.option("--every", default=None, help="Observe each N-th step, or auto.")
+@click.option("--every", default=None, help="Observe the first 8 steps and each N-th, or auto: the first 8, then rarer, within 1 % of the time [default: auto].")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop the script after that many optimizer steps.")
 @click.option("--store", type=click.Path(), metavar="FILE", help="Keep what is observed in this SQLite file, as it happens; read it with doctor report.")
 @click.argument("script")
@@ -74,9 +76,9 @@ def _store(path: str, script: str, arguments: tuple[str, ...], module: bool) -> 
     from gradcheck_doctor import __version__
     from gradcheck_doctor.store.writer import Store
 
-    name = f"-m {script}" if module else script
+    probe = {"script": f"-m {script}"} if module else {"script": script, SOURCE: digest(script)}
     facts = {"version": __version__, "target": script, "module": module, "arguments": arguments, "folder": os.getcwd()}
-    return Store(os.path.abspath(path), facts, lambda message: click.echo(f"doctor: {message}", err=True), probe={"script": name})
+    return Store(os.path.abspath(path), facts, lambda message: click.echo(f"doctor: {message}", err=True), probe=probe)
 
 
 def _every(value: str | int) -> str | int:

@@ -25,7 +25,7 @@ def stored_reports(path: str, config: Config | None = None) -> StoredReports:
     Raises:
         ConfigError: the file can't be read, or is neither a report nor a store.
     """
-    from gradcheck_doctor.store.reader import is_sqlite
+    from gradcheck_doctor.store.reader import MADE_BY, is_sqlite
 
     if is_sqlite(path):
         return _judged(path, config)
@@ -35,7 +35,7 @@ def stored_reports(path: str, config: Config | None = None) -> StoredReports:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+        raise ConfigError(f"{path} is neither a JSON report nor a store; {MADE_BY}") from error
     many = isinstance(data, dict) and "reports" in data
     return StoredReports(tuple(from_json(d) for d in (data["reports"] if many else [data])))
 

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from gradcheck_doctor.errors import ConfigError
+
 JSON = frozenset({"json", "sarif", "gitlab", "rdjson"})
 MARKUP = frozenset({"html", "junit"})
 PLAIN_BARS = str.maketrans("▁▂▃▄▅▆▇█", ".:-=+*#@")
@@ -69,3 +71,26 @@ def fitting(text: str, encoding: str | None, format: str) -> str:
     except UnicodeEncodeError:
         return text.translate(PLAIN_BARS).encode(encoding, "replace").decode(encoding)
     return text
+
+
+def check_writable(path: str | None) -> None:
+    """Before the work begins: whether its result can be written to `path`, which stays as it is.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if path is None or os.path.exists(path) and not os.path.isfile(path):
+        return                                                       # opening a pipe only to close it would end it
+    new = not os.path.exists(path)
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if new:
+        with contextlib.suppress(FileNotFoundError):                 # another rank was faster
+            os.unlink(path)
+
+
+def unwritable(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {path}: {error.strerror or error}")

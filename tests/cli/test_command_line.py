@@ -53,8 +53,12 @@ def folder(tmp_path_factory):
                           "print('LOSS', loss.item(), sys.argv[1:])\n",
         "crash.py": HEAD + "model = nn.Linear(3, 2)\nopt = torch.optim.SGD(model.parameters(), 0.1)\nfor step in range(9):\n    opt.zero_grad()\n"
                            "    model(torch.randn(4, 3)).sum().backward()\n    opt.step()\n    if step == 5:\n        raise KeyError('lost')\n",
-        "exits.py": "import sys\nsys.exit(3)\n",
+        "none.db": "", "exits.py": "import sys\nsys.exit(3)\n",
+        "parses.py": HEAD + "import argparse, sys\nparser = argparse.ArgumentParser()\nparser.add_argument('--width', type=int, default=5)\n"
+                            "options = parser.parse_args()\nassert sys.argv == ['parses.py']\n\n\ndef build_model():\n"
+                            "    return nn.Linear(8, parser.parse_args().width)\n",
         "suppressed.py": SICK.replace("range(depth)])", "range(depth)])  # doctor: ignore"),
+        "misspelt.py": SICK.replace("range(depth)])", "range(depth)])  # doctor: ignore[GD777, dead-relu, GD2]"),
         "bad/pyproject.toml": "[tool.gradcheck-doctor]\nselct = ['GD1']\n", "bad/m.py": HEALTHY,
         "good/pyproject.toml": "[tool.gradcheck-doctor]\nfail-on = 'never'\n", "good/m.py": SICK,
     }
@@ -85,7 +89,11 @@ BAD = {
     "bad baseline": (["audit", "healthy.py", "--baseline", "none.json"], "--write-baseline"),
     "no such script": (["run", "missing.py"], "missing.py"),
     "bad every": (["run", "--every", "often", "loop.py"], "often"),
-    "no report": (["report", "healthy.py"], "no JSON"),
+    "no report": (["report", "healthy.py"], "neither a JSON report nor a store"),
+    "empty report": (["report", "none.db"], "neither a JSON report nor a store"),
+    "table of a report": (["report", "none.db", "--output", "o.csv"], "--export o.csv"),
+    "no place for the report": (["run", "--output", "none/r.json", "loop.py"], "cannot write none/r.json: No such file"),
+    "no place for the baseline": (["audit", "--write-baseline", "none/b.json", "healthy.py"], "cannot write none/b.json: No such file"),
     "unknown command": (["heal", "x"], "heal"),
 }
 
@@ -108,7 +116,7 @@ def test_a_broken_pyproject_table_suggests_the_key(folder):
 def test_findings_carry_file_line_and_column(folder):
     done = doctor("audit", "sick.py", "--format", "concise", cwd=folder)
     assert done.returncode == 1
-    assert done.stdout.startswith("sick.py:8:38: GD102 ")
+    assert done.stdout.startswith("sick.py:8:38: GD102 [error] ")
 
 
 def test_configuration_and_exit_zero(folder):
@@ -130,10 +138,21 @@ def test_suppression_comment(folder):
     assert "GD102" not in done.stdout
 
 
+def test_a_suppression_comment_that_names_no_rule_is_said_once(folder):
+    done = doctor("audit", "misspelt.py", "--format", "concise", cwd=folder)
+    assert "GD102" in done.stdout
+    assert done.stderr == "doctor: misspelt.py:8: this comment ignores GD777, which no rule is called; `doctor rule` lists them\n"
+
+
 def test_baseline_round_trip(folder, tmp_path):
     known = str(tmp_path / "known.json")
     assert doctor("audit", "sick.py", "--write-baseline", known, "--exit-zero", cwd=folder).returncode == 0
     assert doctor("audit", "sick.py", "--baseline", known, cwd=folder).returncode == 0
+
+
+def test_a_file_that_parses_arguments_does_not_see_ours(folder):
+    done = doctor("audit", "parses.py", "--format", "json", cwd=folder)
+    assert done.returncode == 0 and json.loads(done.stdout)["model"]["parameters"] == 8 * 5 + 5, done.stderr
 
 
 def test_several_targets_and_a_package_expression(folder):
@@ -171,6 +190,26 @@ def test_a_crash_of_the_script_still_gives_the_report(folder):
 
 def test_exit_status_of_the_script(folder):
     assert doctor("run", "exits.py", cwd=folder).returncode == 3
+
+
+def test_a_report_that_could_not_be_written_is_shown(folder):
+    (folder / "made").mkdir(exist_ok=True)
+    (folder / "removes.py").write_text((folder / "loop.py").read_text() + "import os\nos.rmdir('made')\n")
+    done = doctor("run", "--output", "made/r.json", "removes.py", cwd=folder)
+    assert done.returncode == 2 and "GD705 stale-gradient" in done.stderr and "cannot write made/r.json" in done.stderr
+    assert not (folder / "none").exists()
+
+
+def test_what_was_written_before_stays_when_there_is_nothing_to_write(folder):
+    (folder / "old.json").write_text("old")
+    assert doctor("audit", "missing.py", "--output", "old.json", cwd=folder).returncode == 2 and (folder / "old.json").read_text() == "old"
+    assert doctor("audit", "missing.py", "--output", "new.json", cwd=folder).returncode == 2 and not (folder / "new.json").exists()
+
+
+def test_the_first_process_of_several_speaks_for_all(folder):
+    for arguments in (["run", "missing.py"], ["run", "--every", "often", "loop.py"]):
+        said = [doctor(*arguments, cwd=folder, env={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}) for rank in "01"]
+        assert [done.returncode for done in said] == [2, 2] and said[0].stderr and not said[1].stderr
 
 
 def test_max_steps_stops_cleanly(folder):

@@ -1,6 +1,12 @@
 """doctor fix on real scripts: the file that comes out trains, a second call changes nothing."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
-from test_command_line import HEAD, SICK, doctor
+from test_command_line import ENVIRONMENT, HEAD, SICK, doctor
 
 LOOP = """
 torch.manual_seed(0)
@@ -84,3 +90,37 @@ def test_bad_calls(tmp_path):
     assert doctor("fix", cwd=tmp_path).returncode == 2
     done = doctor("fix", "--from", "none.json", cwd=tmp_path)
     assert done.returncode == 2 and "none.json" in done.stderr
+
+
+@pytest.mark.parametrize("record", ["r.db", "r.json"])
+def test_a_script_that_changed_since_its_run_is_said_to_have_changed(record, tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(HEAD + SCRIPTS["zero_grad"][0])
+    doctor("run", *("--store", record)[: 2 * record.endswith("db")], "--output", "r.json", "train.py", cwd=tmp_path)
+    first = doctor("fix", "--from", record, "--no-verify", "--unsafe-fixes", cwd=tmp_path)
+    assert "opt.zero_grad()" in path.read_text() and "changed since" not in first.stderr
+    again = doctor("fix", "--from", record, "--no-verify", "--unsafe-fixes", cwd=tmp_path)
+    assert "train.py changed since this run: run it again" in again.stderr and "stand there already" not in again.stderr
+
+
+SLEEPS = """
+import os, time
+with open("pid.tmp", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("pid.tmp", "pid")
+time.sleep(100)
+"""
+
+
+def test_sigterm_leaves_neither_a_file_nor_a_process(tmp_path):
+    (tmp_path / "train.py").write_text(SLEEPS)
+    process = subprocess.Popen([sys.executable, "-m", "gradcheck_doctor", "fix", "--run", "train.py"], cwd=tmp_path, env=ENVIRONMENT)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert list(tmp_path.glob("doctor_train_*.py"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pid", "train.py"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -12,11 +12,12 @@ TALKS = SICK.replace("class Net", "import os\nprint('AT IMPORT')\nos.system('ech
 UMLAUT = SICK.replace("Net", "Größe")
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("streams")
     for name, text in {"talks.py": TALKS, "sick.py": SICK, "healthy.py": HEALTHY, "größe→.py": UMLAUT}.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return tmp_path
+        (path / name).write_text(text, encoding="utf-8")
+    return path
 
 
 def test_what_the_target_prints_goes_to_stderr(folder):
@@ -39,9 +40,13 @@ def test_text_in_an_encoding_without_block_characters(folder, encoding):
     assert "GD102" in text and "layers.15" in text and "#" in text and ("größe?.py" in text or encoding == "ascii")
 
 
+@pytest.fixture(scope="module")
+def kept(folder):
+    assert doctor("audit", "größe→.py", "--output", "report.json", cwd=folder).returncode == 1
+
+
 @pytest.mark.parametrize("name", ["json", "sarif", "gitlab", "rdjson", "junit", "html"])
-def test_what_machines_read_is_valid_in_any_encoding(folder, name):
-    (folder / "report.json").write_bytes(raw("audit", "größe→.py", "--format", "json", cwd=folder, env=ENVIRONMENT).stdout)
+def test_what_machines_read_is_valid_in_any_encoding(folder, kept, name):
     shown = [raw("report", "report.json", "--format", name, cwd=folder, env={**ENVIRONMENT, "PYTHONIOENCODING": encoding}).stdout
              for encoding in ("latin-1", "utf-8")]
     latin, utf = (text.decode() for text in shown)
