@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
 from gradcheck_doctor.observe.scope import join
-from gradcheck_doctor.observe.source import clips_gradients, divisions_by_spread, user_files
+from gradcheck_doctor.observe.source import clips_gradients, divisions_by_spread, freezing, left_in_eval, user_files
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def _lag(module: Any) -> dict[str, Any]:
 
     `left`: share of the start (mean 0, variance 1) in them, (1 - momentum)^n after n batches; without it they are the mean over these batches.
     `scale`: by what factor eval mode scales a channel otherwise than the batches would (1 or more), `shift`: by how many of their standard deviations it
-    moves it; medians over the channels.
+    moves it; medians over the channels. `untouched`: no batch was ever mixed in.
     """
+    if not module.num_batches_tracked and not module.running_mean.any() and (module.running_var == 1).all():
+        return {"untouched": True}
     if module.num_batches_tracked is None or not module.momentum or not 0.0 < module.momentum < 1.0:
         return {}
     tracked = int(module.num_batches_tracked)
@@ -89,9 +91,10 @@ class Facts:
     def _batchnorm(self, module: Any) -> None:
         weight = module._parameters.get("weight")
         frozen = weight is not None and not weight.requires_grad
-        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "start": None, "change": 0.0})
+        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "eval_steps": 0, "start": None, "change": 0.0})
         self._modules[id(module)] = module
         row["steps"] += 1
+        row["eval_steps"] += not module.training
         if frozen:
             row["frozen_steps"] += 1
             row["frozen_training_steps"] += module.training
@@ -110,9 +113,10 @@ class Facts:
         return {
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
-            "clips_in_source": clips_gradients(files), "divisions_by_spread": list(divisions_by_spread(files)),
-            "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, **_lag(self._modules[k])} for k, row in self.batchnorm.items()
-                          if k in names},
+            "clips_in_source": clips_gradients(files), "left_in_eval": left_in_eval(files), "freezing": freezing(files),
+            "divisions_by_spread": list(divisions_by_spread(files)),
+            "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, "evaluated": not self._modules[k].training, **_lag(self._modules[k])}
+                          for k, row in self.batchnorm.items() if k in names},
             "steps_aside": observer.scope.steps_aside,
             "autocast": self.autocast, "scaled": self.scaled, "compiled": marked_compiled(m for r in observer.roots.roots for m in r.modules()),
             "orphans": [{"module": names.get(key, ""), "type": type(module).__name__,

@@ -71,7 +71,7 @@ def zeroed_between(backward: Span | None, step: Span | None) -> Span | None:
     return min((p for p in places if backward < p < step), default=None)
 
 
-def _place(file: str, node: ast.expr) -> Span:
+def _place(file: str, node: ast.expr | ast.stmt) -> Span:
     end = node.end_lineno or node.lineno
     return Span(file, node.lineno, characters(file, node.lineno, node.col_offset) + 1, end, characters(file, end, node.end_col_offset or 0) + 1)
 
@@ -117,3 +117,48 @@ def _is_spread(node: ast.expr, names: frozenset[str]) -> bool:
     if isinstance(node, ast.Name):
         return node.id in names
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("std", "nanstd")
+
+
+def left_in_eval(files: Iterable[str]) -> Span | None:
+    """The first `model.eval()` that no `.train()` follows in its function."""
+    for file in files:
+        for scope in _scopes(syntax(file)):
+            calls = [n for n in scope if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and not n.keywords]
+            back = max((c.lineno for c in calls if c.func.attr == "train"), default=0)                                     # type: ignore[attr-defined]
+            for call in calls:
+                if call.func.attr == "eval" and not call.args and call.lineno > back:                                      # type: ignore[attr-defined]
+                    return _place(file, call)
+    return None
+
+
+def freezing(files: Iterable[str]) -> Span | None:
+    """The first `x.requires_grad = False` or `x.requires_grad_(False)`."""
+    for file in files:
+        for scope in _scopes(syntax(file)):
+            for node in scope:
+                if isinstance(node, ast.Assign):
+                    target, value = node.targets[0], node.value
+                elif isinstance(node, ast.Call) and len(node.args) == 1:
+                    target, value = node.func, node.args[0]
+                else:
+                    continue
+                if (isinstance(target, ast.Attribute) and target.attr in ("requires_grad", "requires_grad_")
+                        and isinstance(value, ast.Constant) and value.value is False):
+                    return _place(file, node)
+    return None
+
+
+def _scopes(tree: ast.Module | None) -> Iterator[list[ast.AST]]:
+    """The nodes of each function, then those outside of functions, in the order of the source."""
+    inside: set[ast.AST] = set()
+    for function in ast.walk(tree) if tree is not None else ():
+        if isinstance(function, ast.FunctionDef) and function not in inside:
+            nodes = list(ast.walk(function))
+            inside.update(nodes)
+            yield _ordered(nodes)
+    if tree is not None:
+        yield _ordered(n for n in ast.walk(tree) if n not in inside)
+
+
+def _ordered(nodes: Iterable[ast.AST]) -> list[ast.AST]:
+    return sorted(nodes, key=lambda n: (getattr(n, "lineno", 0), getattr(n, "col_offset", 0)))

@@ -124,7 +124,7 @@ class UnitActivity:
             chosen = high <= 0
             return Units(len(high), samples, dead=int(chosen.sum()), always_on=int((low > 0).sum()), indices=_indices(chosen))
         chosen = high >= SHARE * samples
-        return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen))
+        return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen), flat_share=float(high.sum()) / max(len(high) * samples, 1))
 
 
 def _few(value: Tensor, axis: int) -> Tensor:

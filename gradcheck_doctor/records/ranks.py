@@ -163,11 +163,11 @@ def units_of(high: Sequence[float], low: Sequence[float], samples: int, *, satur
     """`Units` from each unit's largest and smallest value, or (saturating) from its number of saturated samples in `high`.
 
     >>> units_of([0.0, 1.5], [0.0, 0.5], 8, saturating=False)
-    Units(units=2, samples=8, dead=1, saturated=0, always_on=1, indices=(0,))
+    Units(units=2, samples=8, dead=1, saturated=0, always_on=1, indices=(0,), flat_share=0.0)
     """
     if saturating:
         chosen = [i for i, count in enumerate(high) if count >= SATURATED_SHARE * samples]
-        return Units(len(high), samples, saturated=len(chosen), indices=tuple(chosen[:64]))
+        return Units(len(high), samples, saturated=len(chosen), indices=tuple(chosen[:64]), flat_share=sum(high) / max(len(high) * samples, 1))
     chosen = [i for i, value in enumerate(high) if value <= 0]
     return Units(len(high), samples, dead=len(chosen), always_on=sum(value > 0 for value in low), indices=tuple(chosen[:64]))
 

@@ -49,7 +49,8 @@ class Units:
     """Activity of the units (features, channels) of one activation, over every sample and position seen so far.
 
     `dead` counts units never above zero (ReLU-like) over all `samples`; `saturated` counts units of a bounded activation
-    whose derivative was below 1 % of its largest for at least 95 % of the samples. `always_on` counts ReLU units never at 0 on the steps read in full.
+    whose derivative was below 1 % of its largest for at least 95 % of the samples, `flat_share` is the share of all their values with such a
+    derivative. `always_on` counts ReLU units never at 0 on the steps read in full.
     """
 
     units: int
@@ -58,6 +59,7 @@ class Units:
     saturated: int = 0
     always_on: int = 0
     indices: tuple[int, ...] = ()   # of the dead (or saturated) units, at most 64
+    flat_share: float = 0.0
 
     @property
     def dead_fraction(self) -> float:

@@ -11,6 +11,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.choices import changed, choice, origin
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.initialise import initialise
+from gradcheck_doctor.treatments.last_activation import only_last
 from gradcheck_doctor.treatments.losses import probabilities_wanted, renamed
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -142,7 +143,9 @@ def remove_call(context: Context, finding: Finding, prescription: Prescription) 
         op = str(prescription.arguments.get("op") or finding.evidence.get("outer") or next((r.op for r in context.layers if r.location == span), ""))
         tree = context.tree(span.file)
         node = tree.call(span)
-        edits += _probabilities(tree, node, op, finding) or _removed(tree, node, op)
+        often = prescription.treatment == "remove-output-activation" and sum(r.location == span and r.op == op for r in context.layers) > 1
+        spared = only_last(tree, node, _builds(tree, node, op)) if often and choice(tree, node) is None else []
+        edits += spared or _probabilities(tree, node, op, finding) or _removed(tree, node, op)
     if not edits:
         raise TreatmentRefused("the expression was not found")
     return list(dict.fromkeys(edits))

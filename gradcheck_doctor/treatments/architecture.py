@@ -7,6 +7,8 @@ from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import is_own_layer
+from gradcheck_doctor.treatments.first_layer import first_width, in_front
+from gradcheck_doctor.treatments.last_activation import around_loop
 from gradcheck_doctor.treatments.tree import Tree
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "softplus", "softsign", "hardtanh", "relu6", "prelu", "rrelu", "softmax")
@@ -33,7 +35,7 @@ def insert_norm(context: Context, finding: Finding, prescription: Prescription) 
         if is_own_layer(tree, node) is not None:
             continue                                        # its own arguments say nothing certain about its width
         width = _argument(tree, node, "out_features" if row.op == "linear" else "out_channels", 1)
-        norm = _norm(tree, row.op, kind, width)
+        norm = _norm(tree, row.op, kind, tree.source(width))
         edits += _called(tree, node, norm) or [_beside(tree, node, behind=norm)]
     if not edits:
         raise TreatmentRefused("no hidden layer was found to normalise")
@@ -66,13 +68,16 @@ def _hidden(context: Context, modules: tuple[str, ...]) -> list[LayerRow]:
 
 
 def input_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """BatchNorm in front of the layer that the input meets first."""
+    """BatchNorm in front of the layer that the input meets first; of the first one only where a loop builds all of them."""
     if finding.location is None:
         raise TreatmentRefused("the first layer was not found")
     tree = context.tree(finding.location.file)
     node = tree.call(finding.location)
     width = _argument(tree, node, "in_features" if finding.op == "linear" else "in_channels", 0)
-    return [_beside(tree, node, front=_norm(tree, finding.op, "batch", width))]
+    loop = around_loop(tree, node)
+    if loop is not None:
+        return in_front(tree, node, _norm(tree, finding.op, "batch", first_width(tree, loop, width)))
+    return [_beside(tree, node, front=_norm(tree, finding.op, "batch", tree.source(width)))]
 
 
 def _norm(tree: Tree, op: str, kind: str, width: str) -> str:
@@ -95,13 +100,13 @@ def _groups(width: str) -> int:
     return next(g for g in range(max(1, channels // PER_GROUP), 0, -1) if channels % g == 0)
 
 
-def _argument(tree: Tree, node: ast.Call, name: str, position: int) -> str:
+def _argument(tree: Tree, node: ast.Call, name: str, position: int) -> ast.expr:
     found = next((k.value for k in node.keywords if k.arg == name), None)
     if found is None and len(node.args) > position and not any(isinstance(a, ast.Starred) for a in node.args):
         found = node.args[position]
     if found is None or not _is_constructor(tree, node):
         raise TreatmentRefused(f"the layer's {name} can't be read from {tree.source(node)!r}")
-    return tree.source(found)
+    return found
 
 
 def _beside(tree: Tree, node: ast.Call, front: str = "", behind: str = "") -> Edit:
@@ -121,7 +126,7 @@ def replace_norm(context: Context, finding: Finding, prescription: Prescription)
     for span in context.built(prescription.modules, ("batch_norm",)):
         tree = context.tree(span.file)
         node = tree.call(span)
-        edits.append(tree.replace(node, f"{tree.nn()}GroupNorm(1, {_argument(tree, node, 'num_features', 0)})"))
+        edits.append(tree.replace(node, f"{tree.nn()}GroupNorm(1, {tree.source(_argument(tree, node, 'num_features', 0))})"))
     if not edits:
         raise TreatmentRefused("the BatchNorm layers were not found")
     return edits

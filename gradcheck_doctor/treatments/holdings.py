@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
+from gradcheck_doctor.treatments.places import is_module
 from gradcheck_doctor.treatments.training import given_in, optimizer
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -34,16 +38,77 @@ def _owner(tree: Tree, made: ast.Call) -> tuple[ast.expr, str]:
 
 
 def add_parameters(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """The optimizer gets the whole model; a layer that replaces another after the optimizer was built gets a group of its own."""
+    """The optimizer gets the whole model, or a second model as well; one that chose its parameters too early is built later; a layer that replaces
+    another after the optimizer was built gets a group of its own."""
     tree, made = optimizer(context, prescription)
+    moved = _moved(tree, made)
+    if moved:
+        return moved
     first, root = _owner(tree, made)
     late = _late_layer(tree, made, finding)
     if late is not None:
         statement, target, name = late
         return [tree.after(statement, [f'{name}.add_param_group({{"params": {target}.parameters()}})'])]
-    if tree.source(first) == f"{root}.parameters()":
-        raise TreatmentRefused(f"{root}.parameters() does not yield them: register the layers as attributes of the model, or in an nn.ModuleList")
-    return [tree.replace(first, f"{root}.parameters()")]
+    if tree.source(first) != f"{root}.parameters()":
+        return [tree.replace(first, f"{root}.parameters()")]
+    other = _second_model(tree, made, root, prescription.modules)
+    if other is not None:
+        return [tree.replace(first, f"[*{root}.parameters(), *{other}.parameters()]")]
+    missing = prescription.modules[0] if prescription.modules else "them"
+    raise TreatmentRefused(f"{root}.parameters() does not yield {missing}: if it is part of another model, write "
+                           f"[*{root}.parameters(), *OTHER.parameters()]; if of this one, keep it as an attribute or in an nn.ModuleList")
+
+
+def _second_model(tree: Tree, made: ast.Call, root: str, modules: tuple[str, ...]) -> str | None:
+    """The name of the one other model of the class that the modules' paths begin with, known where the optimizer is built."""
+    classes = {re.sub(r"_\d+$", "", m.partition(".")[0]) for m in modules}
+    names = [name for name, value in _assigned(tree, made) if is_module(tree, value) and _class(tree, value) in classes]
+    others = [n for n in dict.fromkeys(names) if n != root]
+    return others[0] if len(classes) == 1 and len(others) == 1 else None
+
+
+def _assigned(tree: Tree, made: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+    """Names and what they are given, in front of `made` in its function, a = x and a, b = x, y."""
+    for node in ast.walk(tree.function(made) or tree.root):
+        if isinstance(node, ast.Assign) and node.lineno < made.lineno and tree.function(node) is tree.function(made):
+            target, value = node.targets[0], node.value
+            pairs = zip(target.elts, value.elts, strict=False) if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [(target, value)]
+            yield from ((tree.source(t), v) for t, v in pairs if isinstance(t, (ast.Name, ast.Attribute)))
+
+
+def _class(tree: Tree, node: ast.expr) -> str:
+    """Net of models.Net(3).to(device)."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call):
+        node = node.func.value
+    return tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+
+
+def _moved(tree: Tree, made: ast.Call) -> list[Edit]:
+    """An optimizer that picks the parameters that require a gradient is built behind the last line, before it is used, that changes which do."""
+    statement, first = tree.statement(made), made.args[0] if made.args else None
+    if not isinstance(statement, ast.Assign) or "requires_grad" not in (tree.source(first) if first is not None else ""):
+        return []
+    chosen = {n.id for n in ast.walk(first) if isinstance(n, ast.Name)} if first is not None else set()
+    block = next(b for b in (getattr(tree.parents[statement], f, []) for f in ("body", "orelse", "finalbody")) if statement in b)
+    name, last = tree.source(statement.targets[0]), None
+    for later in block[block.index(statement) + 1:]:
+        if any(isinstance(n, (ast.Name, ast.Attribute)) and tree.source(n) == name for n in ast.walk(later)):
+            break
+        if any(_changes(tree, n, chosen) for n in ast.walk(later)):
+            last = later
+    here, lines = tree.span(statement), tree.source(statement).splitlines()
+    alone = not tree.lines[statement.lineno - 1][: here.column - 1].strip() and not tree.lines[(here.end_line or 1) - 1][(here.end_column or 1) - 1:].strip()
+    if last is None or not alone or len(lines) > 1:
+        return []
+    return [replace(tree.replace(statement, ""), span=Span(tree.file, here.line, 1, here.line + 1, 1)), tree.after(last, lines)]
+
+
+def _changes(tree: Tree, node: ast.AST, chosen: set[str]) -> bool:
+    """MODEL.part = ..., p.requires_grad = True, p.requires_grad_(True)."""
+    if isinstance(node, ast.Assign):
+        target = node.targets[0]
+        return isinstance(target, ast.Attribute) and (target.attr == "requires_grad" or tree.source(target).partition(".")[0] in chosen)
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "requires_grad_"
 
 
 def _late_layer(tree: Tree, made: ast.Call, finding: Finding) -> tuple[ast.stmt, str, str] | None:
@@ -68,6 +133,15 @@ def freeze_backbone(context: Context, finding: Finding, prescription: Prescripti
     if not parts or not all(p.isidentifier() for p in parts):
         raise TreatmentRefused("the pretrained part is no attribute of the model; call requires_grad_(False) on it before the optimizer is built")
     return [tree.before(tree.statement(made), [f"{root}.{part}.requires_grad_(False)" for part in dict.fromkeys(parts)])]
+
+
+def unfreeze(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """`requires_grad = False` becomes True where it stands."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    for node in ast.walk(tree.root):
+        if isinstance(node, (ast.Assign, ast.Call)) and tree.span(node) == prescription.span:
+            return [tree.replace(node.value if isinstance(node, ast.Assign) else node.args[0], "True")]
+    raise TreatmentRefused("the line that freezes was not found; leave requires_grad as it is for what was not loaded")
 
 
 def weight_decay(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -100,4 +174,4 @@ def grad_scaler(context: Context, finding: Finding, prescription: Prescription) 
     return edits + [tree.before(tree.statement(c), [f"scaler.unscale_({name})"]) for c in clips[:1]]
 
 
-PLANNERS = {"add-parameters": add_parameters, "freeze-backbone": freeze_backbone, "weight-decay": weight_decay, "grad-scaler": grad_scaler}
+PLANNERS = {"add-parameters": add_parameters, "freeze-backbone": freeze_backbone, "unfreeze": unfreeze, "weight-decay": weight_decay, "grad-scaler": grad_scaler}

@@ -118,6 +118,31 @@ def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescri
     return list(dict.fromkeys(edits))
 
 
-PLANNERS = {"batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
+def dropout_rate(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """Another p in nn.Dropout(p) and F.dropout(x, p), everywhere it is given alike; 1 - KEEP where a name says that it is the probability to keep."""
+    rate, old = float(prescription.arguments["p"]), float(prescription.arguments["old"])
+    tree = context.tree(finding.location.file if finding.location is not None else None)
+    node = tree.call(finding.location)
+    given = _rate(tree, node)
+    if given is None:
+        if "dropout" not in tree.source(node.func).lower():
+            raise TreatmentRefused(f"the dropout happens inside {tree.source(node)!r}; set its p to {number(rate)} there")
+        return [tree.keyword(node, f"p={number(rate)}")]
+    alike = [p for n in ast.walk(tree.root) if isinstance(n, ast.Call) and (p := _rate(tree, n)) is not None and tree.source(p) == tree.source(given)]
+    if "keep" in tree.source(given).lower() and abs(1.0 - old - rate) < 1e-3:
+        return [tree.replace(p, f"1 - {tree.source(p)}") for p in alike]
+    return list(dict.fromkeys(constant(tree, p, number(rate)) for p in alike))
+
+
+def _rate(tree: Tree, node: ast.Call) -> ast.expr | None:
+    """p of nn.Dropout(p), nn.Dropout1d(p) and F.dropout(x, p)."""
+    name = tree.source(node.func).rpartition(".")[2]
+    if "dropout" not in name.lower():
+        return None
+    place = 0 if name[:1].isupper() else 1
+    return next((k.value for k in node.keywords if k.arg == "p"), node.args[place] if len(node.args) > place else None)
+
+
+PLANNERS = {"dropout-rate": dropout_rate, "batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
             "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input,
             "offset-divisor": offset_divisor}

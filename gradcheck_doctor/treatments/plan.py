@@ -8,13 +8,28 @@ from dataclasses import replace
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.packs import complain, described, load
 from gradcheck_doctor.records.findings import Finding, Fix, ReportData
-from gradcheck_doctor.treatments import activations, architecture, axes, branches, clipping, gradients, holdings, initialise, layers, losses, schedules, training
+from gradcheck_doctor.treatments import (
+    activations,
+    architecture,
+    axes,
+    branches,
+    clipping,
+    gradients,
+    holdings,
+    initialise,
+    layers,
+    losses,
+    modes,
+    registration,
+    schedules,
+    training,
+)
 from gradcheck_doctor.treatments.context import Context, Planner
 
 GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **axes.PLANNERS, **branches.PLANNERS,
                                    **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS, **gradients.PLANNERS,
-                                   **schedules.PLANNERS}
+                                   **modes.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS}
 
 
 @functools.cache

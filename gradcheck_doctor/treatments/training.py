@@ -240,34 +240,6 @@ def freeze(context: Context, finding: Finding, prescription: Prescription) -> li
     return edits
 
 
-def register_modules(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """A plain list of layers becomes an nn.ModuleList; where a function makes the layers, the list that its results go into."""
-    if finding.location is None:
-        raise TreatmentRefused("it is not known where the layers were built")
-    tree = context.tree(finding.location.file)
-    node: ast.AST = tree.call(finding.location)
-    for _ in range(3):
-        for around in tree.up(node):
-            if isinstance(around, (ast.List, ast.ListComp)) and isinstance(tree.parents[around], ast.Assign):
-                return [tree.replace(around, f"{tree.nn()}ModuleList({tree.source(around)})")]
-            if isinstance(around, ast.Call) and isinstance(around.func, ast.Attribute) and around.func.attr == "append":
-                return _grown(tree, around.func.value)
-        function = tree.function(node)
-        calls = [n for n in ast.walk(tree.root) if function is not None and isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == function.name]
-        if len(calls) != 1:
-            break
-        node = calls[0]
-    raise TreatmentRefused("the layers are not in a list literal; keep them in an nn.ModuleList")
-
-
-def _grown(tree: Tree, owner: ast.expr) -> list[Edit]:
-    """self.parts = [] in front of self.parts.append(...)."""
-    made = [n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and any(tree.source(t) == tree.source(owner) for t in n.targets)]
-    if len(made) == 1 and isinstance(made[0], ast.List) and not made[0].elts and tree.source(owner).startswith("self."):
-        return [tree.replace(made[0], f"{tree.nn()}ModuleList()")]
-    raise TreatmentRefused(f"keep the layers in {tree.source(owner)} = {tree.nn()}ModuleList()")
-
-
 def autocast_bf16(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """float16 in autocast becomes bfloat16."""
     tree = context.tree()
@@ -295,5 +267,5 @@ def eval_batchnorm(context: Context, finding: Finding, prescription: Prescriptio
 
 
 PLANNERS = {"learning-rate": learning_rate, "momentum": momentum, "adam-epsilon": adam_epsilon, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
-            "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "register-modules": register_modules, "autocast-bf16": autocast_bf16,
+            "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "autocast-bf16": autocast_bf16,
             "eval-batchnorm": eval_batchnorm}

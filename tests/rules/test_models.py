@@ -138,3 +138,26 @@ def test_a_sum_that_is_divided_right_after_is_a_mean(divisor, found):
 
     report = doctor.audit(mlp(3, nn.ReLU), (torch.randn(16, 32), torch.randint(0, 10, (16,))), loss)
     assert report.has("GD606") is found
+
+
+class Skips(nn.Module):
+    """A deep plain stack behind a small part with a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.deep = nn.Linear(32, 32), mlp(16, nn.Sigmoid, width=32)
+
+    def forward(self, x):
+        return self.deep(x + self.first(x))
+
+
+@pytest.mark.parametrize(("build", "cures"), [
+    (lambda: mlp(6, nn.Sigmoid), ["replace-activation-relu", "insert-norm"]),
+    (lambda: mlp(24, nn.Sigmoid), ["replace-activation-selu", "replace-activation-relu", "insert-norm"]),
+    (Skips, ["insert-norm", "replace-activation-relu"])])
+def test_a_deep_plain_stack_gets_selu_first(build, cures):
+    """ReLU with He is a matter of the draw from a dozen layers on; SELU holds a plain dense stack level."""
+    found = doctor.audit(build(), (torch.randn(64, 32), torch.randint(0, 10, (64,))), F.cross_entropy).findings
+    fixes = next(f for f in found if f.rule == "activation-choice").fixes
+    assert [{"he normal": "replace-activation-relu", "lecun normal": "replace-activation-selu"}.get(f.prescription.arguments.get("scheme"), f.prescription.treatment)
+            for f in fixes] == cures

@@ -64,6 +64,35 @@ def test_running_statistics_that_lag(momentum, steps, sick):
         assert row["tracked"] == steps and row["left"] == pytest.approx(0.999**steps) and row["scale"] == pytest.approx(factor, rel=0.1)
 
 
+def test_statistics_that_lag_in_a_short_run_count_where_the_model_was_evaluated():
+    for evaluated in (True, False):
+        model = mlp(nn.BatchNorm1d(32, momentum=0.001))
+        model[0].weight.data *= 4
+        with doctor.watch(model, optimizer := torch.optim.Adam(model.parameters(), 1e-2)) as seen:
+            for step in range(100):
+                optimizer.zero_grad()
+                F.cross_entropy(model(X[32 * (step % 16):][:32]), Y[32 * (step % 16):][:32]).backward()
+                optimizer.step()
+            model.train(not evaluated)
+        assert seen.report().has("train-eval-mismatch") == evaluated
+
+
+@pytest.mark.parametrize("case", ["stale", "trained", "frozen", "loaded", "learns"])
+def test_batch_norm_in_eval_mode_all_along(case):
+    norm = nn.BatchNorm1d(12)
+    if case == "loaded":
+        norm.load_state_dict({**nn.BatchNorm1d(12).state_dict(), "running_mean": torch.ones(12)})
+    model = nn.Sequential(norm, nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
+    norm.requires_grad_(case != "frozen")
+    model.train(case == "trained")
+    found = report(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), steps=240, x=X * (1 if case == "learns" else 300))
+    first = [(f.rule, f.severity) for f in found.findings if f.severity != "info"][:1]
+    wanted = {"stale": "error", "learns": "warning"}.get(case)
+    assert (first == [("train-eval-mismatch", wanted)]) == (wanted is not None), first
+    if case == "stale":
+        assert found.findings[0].related
+
+
 @pytest.mark.parametrize(("clip", "optimizer", "sick"), [(1e-4, torch.optim.SGD, True), (1.0, torch.optim.SGD, False), (1e-4, torch.optim.Adam, False)])
 def test_a_clip_that_starves_the_steps(clip, optimizer, sick):
     model = mlp()
@@ -118,3 +147,67 @@ def test_a_large_epsilon_comes_first():
     model = nn.Sequential(*layers, nn.Linear(32, 4))
     found = serious(report(model, torch.optim.Adam(model.parameters(), 1e-3, eps=1.0)))
     assert found[0] == "adam-epsilon"
+
+
+@pytest.mark.parametrize(("p", "depth", "sick"), [(0.95, 2, True), (0.5, 12, True), (0.5, 2, False), (0.1, 12, False)])
+def test_dropout_that_leaves_nothing(p, depth, sick):
+    torch.manual_seed(0)
+    layers = []
+    for k in range(depth):
+        layer = nn.Linear(12 if k == 0 else 32, 32)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        layers += [layer, nn.ReLU(), nn.Dropout(p)]
+    model = nn.Sequential(*layers, nn.Linear(32, 4))
+    found = report(model, torch.optim.Adam(model.parameters(), 2e-3))
+    assert (serious(found)[:1] == ["dropout-strength"]) == sick
+    if sick:
+        assert [f.prescription.arguments["p"] for f in found.findings[0].fixes] == ([0.05, 0.1] if p > 0.9 else [0.1, 0.0])
+
+
+def test_dropout_in_branches_beside_a_skip_is_not_multiplied():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(12), nn.Linear(12, 12)
+
+        def forward(self, x):
+            return x + F.dropout(self.linear(self.norm(x)), 0.5, self.training)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(12)), nn.Linear(12, 4))
+    assert not report(model, torch.optim.SGD(model.parameters(), lr=1e-5), steps=60).has("dropout-strength")
+
+
+class Gated(nn.Module):
+    """A highway layer; its gate starts at `start`."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.value, self.gate = nn.Linear(12, 12), nn.Linear(12, 12)
+        nn.init.normal_(self.gate.weight, std=0.01)
+        nn.init.constant_(self.gate.bias, start)
+
+    def forward(self, x):
+        g = torch.sigmoid(self.gate(x))
+        return g * torch.relu(self.value(x)) + (1 - g) * x
+
+
+@pytest.mark.parametrize(("start", "sick"), [(-2.0, False), (-1.0, False), (-12.0, True)])
+def test_a_gate_may_start_nearly_shut(start, sick):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Gated(start) for _ in range(3)), nn.Linear(12, 4))
+    assert report(model, torch.optim.SGD(model.parameters(), lr=1e-6), steps=60).has("bias-init") == sick
+
+
+@pytest.mark.parametrize(("gain", "sick"), [(12.0, True), (5 / 3, False), (1.0, False)])
+def test_an_orthogonal_weight_is_judged_by_its_gain(gain, sick):
+    torch.manual_seed(0)
+    layers, width = [], 1
+    for _ in range(5):
+        conv = nn.Conv2d(width, 12, 3, padding=1)
+        nn.init.orthogonal_(conv.weight, gain=gain)
+        nn.init.zeros_(conv.bias)
+        layers, width = [*layers, conv, nn.Tanh()], 12
+    model = nn.Sequential(nn.Unflatten(1, (1, 3, 4)), *layers, nn.Flatten(), nn.Linear(144, 4))
+    found = report(model, torch.optim.SGD(model.parameters(), lr=1e-4), steps=60)
+    assert ("init-scale" in serious(found)) == sick and found.has("saturated-activation") == sick

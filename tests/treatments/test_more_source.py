@@ -45,6 +45,10 @@ def test_the_optimizer_gets_what_it_misses(tmp_path):
     assert edit(tmp_path, text, "add-parameters", where=where, modules=("head",)) == text.replace("net.body.parameters()", "net.parameters()")
     with pytest.raises(TreatmentRefused, match="ModuleList"):
         edit(tmp_path, text.replace("net.body", "net"), "add-parameters", where=where.replace("net.body", "net"), modules=("head",))
+    for name in ("encoder", "self.encoder"):
+        two = f"{HEAD}{name}, net = Encoder(3), Net()\n" + text.removeprefix(HEAD).replace("net.body", "net")
+        after = edit(tmp_path, two, "add-parameters", where=where.replace("net.body", "net"), modules=("Encoder.0", "Encoder.2"))
+        assert after == two.replace("net.parameters()", f"[*net.parameters(), *{name}.parameters()]")
     with pytest.raises(TreatmentRefused, match="not built from"):
         edit(tmp_path, text.replace("net.body.parameters()", "params"), "add-parameters", where=where.replace("net.body.parameters()", "params"), modules=("head",))
 
@@ -53,6 +57,27 @@ def test_a_head_built_after_the_optimizer_gets_a_group(tmp_path):
     text = HEAD + "opt = torch.optim.SGD(net.parameters(), lr=0.1)\nnet.head = nn.Linear(8, 3)\nprint(net)\n"
     after = edit(tmp_path, text, "add-parameters", where="nn.Linear(8, 3)", modules=("head",))
     assert after == text.replace("nn.Linear(8, 3)\n", 'nn.Linear(8, 3)\nopt.add_param_group({"params": net.head.parameters()})\n')
+
+
+def test_an_optimizer_that_chose_too_early_is_built_later(tmp_path):
+    made = "opt = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)\n"
+    late = "net.head = nn.Linear(8, 3)\nfor p in net.parameters():\n    p.requires_grad_(True)\n"
+    text = HEAD + made + late + "fit(net, opt)\nnet.other = 1\n"
+    after = edit(tmp_path, text, "add-parameters", where=made[6:-1], modules=("head",))
+    assert after == HEAD + late + made + "fit(net, opt)\nnet.other = 1\n"
+    with pytest.raises(TreatmentRefused, match="not built from"):
+        edit(tmp_path, HEAD + made + "plan(opt)\n" + late, "add-parameters", where=made[6:-1], modules=("head",))
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ('self.parts = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}', 'self.parts = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})'),
+    ('self.parts = {f"{k}": nn.Linear(2, 2) for k in range(3)}', 'self.parts = nn.ModuleDict({f"{k}": nn.Linear(2, 2) for k in range(3)})'),
+    ('self.parts = {}; self.parts["a"] = nn.Linear(2, 2)', 'self.parts = nn.ModuleDict(); self.parts["a"] = nn.Linear(2, 2)')])
+def test_a_dictionary_of_layers_becomes_a_module(tmp_path, before, after):
+    head = HEAD + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        "
+    assert edit(tmp_path, f"{head}{before}\n", "register-modules", where="nn.Linear(2, 2)") == f"{head}{after}\n"
+    with pytest.raises(TreatmentRefused, match="strings"):
+        edit(tmp_path, head + "self.parts = {1: nn.Linear(2, 2)}\n", "register-modules", where="nn.Linear(2, 2)")
 
 
 def test_freeze_backbone_and_weight_decay(tmp_path):
@@ -296,3 +321,72 @@ def test_a_warm_up_is_shortened_where_its_length_stands(tmp_path, text):
     assert edit(tmp_path, HEAD + text, "shorten-warmup", where=where, steps=26, longer=260) == HEAD + text.replace("100000", "26")
     with pytest.raises(TreatmentRefused, match="length of the warm-up"):
         edit(tmp_path, HEAD + text.replace("100000", "50"), "shorten-warmup", where=where.replace("100000", "50"), steps=26, longer=260)
+
+
+@pytest.mark.parametrize(("before", "where", "p", "after"), [
+    ("drop = nn.Dropout(0.95)\nother = nn.Dropout(p=0.95)\n", "nn.Dropout(0.95)", 0.05, "drop = nn.Dropout(0.05)\nother = nn.Dropout(p=0.05)\n"),
+    ("KEEP = 0.95\ndrop = nn.Dropout(KEEP)\n", "nn.Dropout(KEEP)", 0.05, "KEEP = 0.95\ndrop = nn.Dropout(1 - KEEP)\n"),
+    ("P = 0.95\ndrop = nn.Dropout(P)\n", "nn.Dropout(P)", 0.1, "P = 0.1\ndrop = nn.Dropout(P)\n"),
+    ("y = nn.functional.dropout(f(x), 0.95, training)\nz = nn.Dropout(0.2)\n", "nn.functional.dropout(f(x), 0.95, training)", 0.05,
+     "y = nn.functional.dropout(f(x), 0.05, training)\nz = nn.Dropout(0.2)\n"),
+    ("y = nn.functional.dropout(x)\n", "nn.functional.dropout(x)", 0.1, "y = nn.functional.dropout(x, p=0.1)\n")])
+def test_dropout_rate(tmp_path, before, where, p, after):
+    assert edit(tmp_path, HEAD + before, "dropout-rate", where=where, modules=("drop",), p=p, old=0.95) == HEAD + after
+
+
+FORWARD = HEAD + "class Net(nn.Module):\n    def forward(self, x):\n"
+INIT = HEAD + "class Net(nn.Module):\n    def __init__(self):\n        self.act = nn.ReLU()\n    def forward(self, x):\n"
+BUILD = HEAD + "def make(sizes):\n    layers = []\n    for a, b in sizes:\n        layers.append(nn.Linear(a, b))\n        layers.append(nn.ReLU())\n"
+
+
+@pytest.mark.parametrize(("before", "where", "after"), [
+    (FORWARD + "        for f in self.fs:\n            x = torch.relu(f(x))\n        return x\n", "torch.relu(f(x))",
+     FORWARD + "        for f in self.fs[:-1]:\n            x = torch.relu(f(x))\n        x = self.fs[-1](x)\n        return x\n"),
+    (FORWARD + "        for f in self.fs:\n            x = f(x, 1).relu()\n        return x\n", "f(x, 1).relu()",
+     FORWARD + "        for f in self.fs[:-1]:\n            x = f(x, 1).relu()\n        x = self.fs[-1](x, 1)\n        return x\n"),
+    (INIT + "        for f in self.fs:\n            x = self.act(f(x))\n        return x\n", "nn.ReLU()",
+     INIT + "        for f in self.fs[:-1]:\n            x = self.act(f(x))\n        x = self.fs[-1](x)\n        return x\n"),
+    (INIT + "        x = self.act(self.a(x))\n        return self.act(self.b(x))\n", "nn.ReLU()",
+     INIT + "        x = self.act(self.a(x))\n        return self.b(x)\n"),
+    (BUILD + "    return nn.Sequential(*layers)\n", "nn.ReLU()", BUILD + "    return nn.Sequential(*layers[:-1])\n")])
+def test_only_the_last_activation_is_removed(tmp_path, before, where, after):
+    rows = [("a", "relu", where), ("b", "relu", where)]
+    assert edit(tmp_path, before, "remove-output-activation", layers=rows, where=where, op="relu") == after
+
+
+@pytest.mark.parametrize(("text", "where"), [
+    (FORWARD + "        for f, g in zip(self.fs, self.gs):\n            x = torch.relu(f(g(x)))\n        return x\n", "torch.relu(f(g(x)))"),
+    (FORWARD + "        for f in self.fs:\n            x = torch.relu(f(x))\n            x = x + 1\n        return x\n", "torch.relu(f(x))"),
+    (BUILD + "    layers.append(nn.Linear(2, 2))\n    return nn.Sequential(*layers)\n", "nn.ReLU()")])
+def test_an_activation_of_hidden_layers_stays(tmp_path, text, where):
+    with pytest.raises(TreatmentRefused, match="hidden layers"):
+        edit(tmp_path, text, "remove-output-activation", layers=[("a", "relu", where), ("b", "relu", where)], where=where, op="relu")
+
+
+def test_an_output_computed_for_each_batch_of_a_loop_is_no_hidden_one(tmp_path):
+    text = HEAD + "for x, y in loader:\n    loss = f(torch.relu(net(x)), y)\n"
+    after = edit(tmp_path, text, "remove-output-activation", layers=[("", "relu", "torch.relu(net(x))")] * 2, where="torch.relu(net(x))", op="relu")
+    assert after == text.replace("torch.relu(net(x))", "net(x)")
+
+
+@pytest.mark.parametrize(("loop", "where", "width"), [
+    ("    for i in range(3):\n        layers.append(nn.Linear(n_in if i == 0 else w, w))\n", "nn.Linear(n_in if i == 0 else w, w)", "n_in"),
+    ("    for i in range(3):\n        layers += [nn.Linear(w if i > 0 else n_in, w), nn.ReLU()]\n", "nn.Linear(w if i > 0 else n_in, w)", "n_in"),
+    ("    for a, b in zip(sizes[:-1], sizes[1:]):\n        layers.append(nn.Linear(a, b))\n", "nn.Linear(a, b)", "sizes[0]"),
+    ("    for i in range(2):\n        layers.append(nn.Linear(sizes[i], sizes[i + 1]))\n", "nn.Linear(sizes[i], sizes[i + 1])", "sizes[0]"),
+    ("    for b in sizes:\n        layers.append(nn.Linear(n_in, b))\n        n_in = b\n", "nn.Linear(n_in, b)", "n_in")])
+def test_only_the_first_of_the_layers_of_a_loop_gets_a_normalised_input(tmp_path, loop, where, width):
+    text = HEAD + "def make(n_in, w, sizes):\n    layers = []\n" + loop + "    return nn.Sequential(*layers)\n"
+    after = edit(tmp_path, text, "input-norm", layers=[("0", "linear", where)], op="linear")
+    assert after == text.replace("    for ", f"    layers.append(nn.BatchNorm1d({width}))\n    for ")
+
+
+def test_layers_of_a_loop_in_a_module_list(tmp_path):
+    text = HEAD + "class Net(nn.Module):\n    def __init__(self, s):\n        self.fs = nn.ModuleList([nn.Linear(a, b) for a, b in zip(s, s[1:])])\n" \
+        "    def forward(self, x):\n        for f in self.fs:\n            x = f(x)\n        return x\n"
+    after = edit(tmp_path, text, "input-norm", layers=[("fs.0", "linear", "nn.Linear(a, b)")], op="linear")
+    assert after == text.replace("        self.fs =", "        self.input_norm = nn.BatchNorm1d(s[0])\n        self.fs =").replace(
+        "        for f in", "        x = self.input_norm(x)\n        for f in")
+    for other in (text.replace("self, x", "self, x, y"), text.replace("zip(s, s[1:])", "pairs(s)")):
+        with pytest.raises(TreatmentRefused, match="first"):
+            edit(tmp_path, other, "input-norm", layers=[("fs.0", "linear", "nn.Linear(a, b)")], op="linear")

@@ -8,6 +8,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import Run, gradient_ratio, is_gate, location, mild, norm_kind, phi, runs
 
 LEAST = {"sigmoid": 2, "hardsigmoid": 2, "tanh": 8, "hardtanh": 8, "softsign": 8}
+DEEP = 12              # layers, from which ReLU's signal varies from draw to draw (Hanin 2018): self-normalisation, or normalisation, holds it
 
 
 class ActivationChoice(Rule):
@@ -18,7 +19,7 @@ class ActivationChoice(Rule):
 
     Why it matters: the slope of sigmoid is at most 1/4, so no weight variance keeps the gradient level (measured with Glorot: 0.19 at two
     layers, 0.011 at four, 6e-4 at six). SELU, then ELU, leaky ReLU, ReLU, tanh, logistic is Géron's order for plain stacks; the advice here
-    is ReLU or SELU by what the model is (sequential, dense), ELU or leaky ReLU where self-normalisation is impossible.
+    is ReLU with He; from twelve layers on SELU where the stack is plain and dense, normalisation where it is not.
 
     When it is harmless: convolutions are left to missing-normalization, whose cure they need; gates,
     attention, squeeze and excitation, networks that need smoothness (PINNs), heads, a run that learns.
@@ -57,10 +58,20 @@ class ActivationChoice(Rule):
                 "no skip; ReLU with He, or SELU with LeCun normal in a plain dense stack, keeps it level")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        convolutional = any(o.op.startswith("conv") for o in recording.operations)
-        to, scheme = ("relu", "he normal")
+        act, convolutional = m.evidence["activation"], any(o.op.startswith("conv") for o in recording.operations)
         why = "the gradient of ReLU does not shrink, and convolutions rule out SELU's self-normalisation" if convolutional else \
             "ReLU's slope is 1 where it is active, so He init keeps gradients level"
-        return (Prescription("replace-activation", f"Replace {m.evidence['activation']} by ReLU with He init: {why}", kind="activation",
-                             modules=m.modules, span=m.location, arguments={"to": to, "scheme": scheme}),
-                Prescription("insert-norm", "Normalise in front of each activation", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))
+        relu = Prescription("replace-activation", f"Replace {act} by ReLU with He init: {why}", kind="activation",
+                            modules=m.modules, span=m.location, arguments={"to": "relu", "scheme": "he normal"})
+        selu = Prescription("replace-activation", f"Replace {act} by SELU with LeCun normal init: a plain stack of dense layers then normalises itself",
+                            kind="activation", modules=m.modules, span=m.location, arguments={"to": "selu", "scheme": "lecun normal"})
+        norm = Prescription("insert-norm", "Normalise in front of each activation", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)})
+        if m.evidence["layers"] < DEEP:
+            return relu, norm
+        return (selu, relu, norm) if _plain_and_dense(recording, max(m.operations)) else (norm, relu)
+
+
+def _plain_and_dense(recording: Recording, until: int) -> bool:
+    """Up to the end of the run there are linear layers in a row and nothing else that computes: what SELU needs to normalise itself."""
+    return not any(o.category in ("norm", "attention", "recurrent", "embedding", "merge", "dropout") or o.category == "layer" and o.op != "linear"
+                   for o in recording.operations[:until + 1])

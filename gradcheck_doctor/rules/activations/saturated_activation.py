@@ -13,7 +13,8 @@ from gradcheck_doctor.theory.activations import activation
 class SaturatedActivation(Rule):
     """Units of a bounded activation sit on its flat ends, where the derivative is below 1 % of its largest.
 
-    What it measures: fraction of a layer's units that are beyond |x| = 2.99 (tanh) or 4.58 (sigmoid) for at least 95 % of the samples seen.
+    What it measures: fraction of a layer's units that are beyond |x| = 2.99 (tanh) or 4.58 (sigmoid) for at least 95 % of the samples seen; behind a
+    convolution, whose channels are hardly flat at all positions, the fraction of all values if that is more.
 
     Why it matters: the gradient through such a unit is a hundredth of what it could be, at every layer.
 
@@ -37,14 +38,17 @@ class SaturatedActivation(Rule):
                 continue
             if units.samples < 16 or is_output(recording, operation) or is_gate(recording, operation):
                 continue
+            share = units.flat_share if len(operation.shape) > 2 else 0.0
             yield Measurement(
-                value=units.saturated_fraction, module=operation.module, op=operation.op, location=location(recording, operation),
+                value=max(units.saturated_fraction, share), module=operation.module, op=operation.op, location=location(recording, operation),
                 operations=(operation.index,), cap=mild(recording),
                 evidence={"saturated_fraction": units.saturated_fraction, "saturated_units": units.saturated, "units": units.units,
-                          "samples": units.samples})
+                          "samples": units.samples, "flat_share": units.flat_share})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if m.value > e["saturated_fraction"]:
+            return f"{m.value:.0%} of the values of {m.op} are saturated (limit {{limit}}): their derivative is below 1 % of its largest"
         return (f"{e['saturated_units']} of {e['units']} {m.op} units are saturated for at least 95 % of {e['samples']} samples "
                 f"({m.value:.2f}, limit {{limit}}): their derivative is below 1 % of its largest")
 

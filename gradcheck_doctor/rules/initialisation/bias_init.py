@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, bias, is_output, location, mild, start
+from gradcheck_doctor.rules.flow import ahead, bias, is_output, location, mild, phi, start
 
 
 class BiasInit(Rule):
     """Biases of hidden layers start so large that they, not the input, decide what the units do.
 
-    What it measures: |mean bias| of a hidden layer over what the batch varies in its pre-activations (standard deviation over samples).
+    What it measures: |mean bias| of a hidden layer over what the batch varies in its pre-activations (standard deviation over samples); under a
+    bounded activation only where the bias alone reaches its flat part (tanh 3, sigmoid 4.6).
 
     Why it matters: a bias of -10 under ReLU closes every unit; +10 makes the layer linear.
 
-    When it is harmless: the last layer (prior of a rare class, mean of the target), forget gates at 1, constants such as 0.1.
+    When it is harmless: the last layer (prior of a rare class, mean of the target), gates that start a little open or shut, constants such as 0.1.
 
     Sources: Goodfellow et al., Deep Learning, 8.4; Lin et al. 2017 (arXiv:1708.02002) for the prior of the last layer.
     """
@@ -51,6 +52,9 @@ class BiasInit(Rule):
         following = ahead(recording, operation)
         if following is None or following.category != "activation" or is_output(recording, operation):
             return None
+        theory = phi(following)
+        if theory is not None and theory.saturation is not None and abs(record.mean) < theory.saturation:
+            return None                                   # a gate that starts a little open or shut
         seen = [f.sample_std for f, _ in start(recording, operation) if f is not None and f.sample_std > 0]
         return abs(record.mean) / seen[0] if seen else math.inf
 

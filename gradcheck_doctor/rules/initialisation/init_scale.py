@@ -15,10 +15,10 @@ GROSS = 1.5           # decades of variance above which a far too high first los
 
 
 class InitScale(Rule):
-    """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers.
+    """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers, or with a gain of the user's.
 
-    What it measures: variance of the weights over the variance that their activation needs, in decades (|log10|), the worst of a run of layers;
-    reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off.
+    What it measures: variance of the weights (of orthogonal ones, the square of their gain) over what their activation needs, in decades (|log10|), the
+    worst of a run of layers; reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off.
 
     Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
 
@@ -42,19 +42,19 @@ class InitScale(Rule):
             weights = [w for layer in run.layers if (w := weight(recording, layer)) is not None]
             scheme, act, _ = right_scheme(run.activations)
             hidden = [w for w in weights[:-1] or weights if w.gain and w.count >= 16]
-            decades = [math.log10(w.gain**2 / _target(w, scheme)) for w in hidden if w.gain]
+            decades = [math.log10(_gain(w) ** 2 / _target(w, scheme)) for w in hidden]
             if not decades:
                 continue
             worst = max(decades, key=abs)
             branch = not all(o.on_spine for o in run.layers)
-            if not any(w.scheme.startswith(FIXED) for w in hidden) or worst < 0 and branch:
+            if not any(w.scheme.startswith(FIXED) or w.orthogonal for w in hidden) or worst < 0 and branch:
                 continue                                    # a quiet branch beside a skip is a design
             yield self._judge(recording, run, worst, act, hidden[decades.index(worst)])
 
     def _judge(self, recording: Recording, run: Run, worst: float, act: str, record: ParameterRecord) -> Measurement:
         signal = signal_ratio(recording, run.layers[0], run.layers[-1])
         gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
-        saturated = max((o.units.saturated_fraction for o in run.activations if o.units is not None), default=0.0)
+        saturated = max((max(o.units.saturated_fraction, o.units.flat_share) for o in run.activations if o.units is not None), default=0.0)
         effect = any(r is not None and not 1 / EFFECT <= r <= EFFECT for r in (signal, gradient)) or saturated > 0.5
         loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
         if loss is not None and loss.value is not None and loss.classes and worst > 0:
@@ -84,9 +84,17 @@ class InitScale(Rule):
         return (initialise(run.layers, run.activations),)
 
 
+def _gain(record: ParameterRecord) -> float:
+    """sqrt(Var(w) fan_in); of an orthogonal weight the gain it was drawn with, whichever of its sides is the longer."""
+    if not record.orthogonal:
+        return record.gain or 0.0
+    rows = record.shape[0]
+    return record.std * math.sqrt(max(rows, record.count / rows))
+
+
 def _target(record: ParameterRecord, scheme: str) -> float:
     """sigma_w^2 = Var(w) fan_in that `scheme` asks for."""
     if scheme == "he normal":
         return 2.0
     fan_in, fan_out = record.fan_in or 1, record.fan_out or 1
-    return 1.0 if scheme == "lecun normal" else 2.0 * fan_in / (fan_in + fan_out)
+    return 1.0 if scheme == "lecun normal" or record.orthogonal else 2.0 * fan_in / (fan_in + fan_out)

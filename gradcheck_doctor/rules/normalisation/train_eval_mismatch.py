@@ -1,42 +1,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.flow import location, mild, progress
 
 STEPS = 200            # of training, before the running statistics can be expected to have settled
+SETTLED = 66           # batches after which torch's own momentum has left 0.9^66 = 1e-3 of the start
 LEFT = 0.25            # of the running statistics that is still their start
+MOST = 0.5             # the same, where the batches were fewer than STEPS but the model was evaluated
+ALL_ALONG = 5          # backward passes seen, before a mode counts as that of the whole run
 SCALE = 0.25           # of the first loss, at least, that the difference is judged by: two losses near 0 may differ by any factor
 
 
 class TrainEvalMismatch(Rule):
-    """After training, the same batch has a much larger loss in eval mode than in training mode: what is validated is another network.
+    """What is validated is another network than the one that trains, or the network trains in eval mode.
 
     What it measures: (loss in eval mode - loss in training mode) on the training batch after at least 200 steps of `doctor audit --steps`, relative
     to the loss in training mode, or to a quarter of the first loss where that is more. Two extra forwards on the throw-away copy. In a training run:
-    by what factor (less 1) or by how many standard deviations a channel is off in eval mode, where a quarter or more of a BatchNorm's running statistics still is their
-    start after at least 200 batches; told from the statistics, the momentum and the number of batches alone.
+    by what factor (less 1) or by how many standard deviations a channel is off in eval mode, where a quarter or more of a BatchNorm's running statistics
+    still is their start after at least 200 batches (half or more after 66, by which the default momentum has left 0.1 %, and evaluated at the end); told
+    from the statistics, the momentum and the number of batches alone. And the number of BatchNorms that train in eval mode all along, with statistics
+    that have never seen a batch.
 
     Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
-    network is wrong however well it trains.
+    network is wrong however well it trains. In eval mode from the first step on, it does nothing but divide by 1.
 
-    When it is harmless: a smaller loss in eval mode, which dropout and stochastic depth explain; fewer steps; losses of unknown making (not judged).
+    When it is harmless: a smaller loss in eval mode, which dropout and stochastic depth explain; fewer steps; losses of unknown making (not judged);
+    frozen or loaded normalisations, which are kept in eval mode on purpose.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022); PyTorch's documentation of BatchNorm (momentum 0.1).
     """
 
     code = "GD506"
     name = "train-eval-mismatch"
-    summary = "the loss in eval mode is far above that in training mode"
+    summary = "eval mode is far from what is trained, or is what is trained"
     threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half")
     order = 245
+    explains = ("GD604", "GD701", "GD706", "GD801", "GD802", "GD803", "GD707", "GD305", "GD302", "GD209", "GD201")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         if recording.kind == "run":
+            yield from _always_evaluating(recording)
             yield from _lagging(recording)
             return
         seen = recording.notes.get("train_eval")
@@ -56,6 +65,9 @@ class TrainEvalMismatch(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "unused" in e:
+            many = f"{e['unused']} trainable batch normalisations were" if e["unused"] > 1 else "a trainable batch normalisation was"
+            return f"{many} in eval mode at every backward pass: the running statistics still are mean 0 and variance 1, so nothing is normalised"
         if "left" in e:
             off = f"is off by a factor of {e['scale']:.2g}" if e["scale"] - 1.0 >= e["shift"] else f"is {e['shift']:.2g} standard deviations off"
             return (f"after {e['batches']} batches {e['left']:.0%} of the running statistics still are those of a new layer (momentum {e['momentum']:g}): "
@@ -64,22 +76,44 @@ class TrainEvalMismatch(Rule):
                 + ("the running statistics of the normalisation have not followed" if m.module else "something depends on the mode that should not"))
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "unused" in m.evidence:
+            return (Prescription("train-mode", "Call train() in front of each epoch", kind="norm", modules=m.modules, span=recording.losses[0].span),)
         return (Prescription("batchnorm-momentum", "Let the running statistics follow: momentum 0.1", kind="norm", modules=m.modules, span=m.location,
                              arguments={"momentum": 0.1}),) if "left" in m.evidence else ()
+
+
+def _always_evaluating(recording: Recording) -> Iterator[Measurement]:
+    """Trainable batch normalisations that never saw a batch in training mode although gradients passed through them all along."""
+    used = {o.module: o for o in recording.operations if o.op == "batch_norm" and o.requires_grad}
+    rows = [name for name, row in recording.notes.get("batchnorm", {}).items()
+            if row.get("untouched") and row["steps"] == row["eval_steps"] >= ALL_ALONG and not row["frozen_steps"] and name in used
+            and not any(p.trained or p.in_optimizer is False for p in recording.parameters if p.module == name)]
+    if rows and recording.losses:
+        first = used[rows[0]]
+        yield Measurement(value=float(len(rows)), module=first.module, modules=tuple(rows), op=first.op, floor="error", cap=mild(recording, "warning"),
+                          location=recording.notes.get("left_in_eval") or location(recording, first), operations=tuple(used[n].index for n in rows),
+                          evidence={"unused": len(rows)})
 
 
 def _lagging(recording: Recording) -> Iterator[Measurement]:
     """The batch normalisation of a run whose running statistics are furthest from what it has seen."""
     rows = {name: row for name, row in recording.notes.get("batchnorm", {}).items()
-            if row.get("tracked", 0) >= STEPS and row["left"] >= LEFT and not any(p.trained for p in recording.parameters if p.module == name)}
+            if _behind(row) and not any(p.trained for p in recording.parameters if p.module == name)}
+    gone = progress(recording)
     if not rows:
         return
     name = max(rows, key=lambda n: max(rows[n]["scale"] - 1.0, rows[n]["shift"]))
     module, row = recording.module.get(name), rows[name]
     momentum = float(module.config.get("momentum") or 0.0) if module is not None else 0.0
     yield Measurement(value=max(row["scale"] - 1.0, row["shift"]), module=name, modules=tuple(rows), op="batch_norm",
-                      location=module.built if module is not None else None,
+                      location=module.built if module is not None else None, cap="info" if gone is not None and gone < 0.1 else None,
                       evidence={"left": row["left"], "scale": row["scale"], "shift": row["shift"], "batches": row["tracked"], "momentum": momentum})
+
+
+def _behind(row: Mapping[str, Any]) -> bool:
+    """The running statistics still are their start to a large part, although torch's own momentum would have replaced them."""
+    batches, left = row.get("tracked", 0), row.get("left", 0.0)
+    return batches >= STEPS and left >= LEFT or batches >= SETTLED and left >= MOST and row.get("evaluated", False)
 
 
 def _slowest(recording: Recording) -> Operation | None:

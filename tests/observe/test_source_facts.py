@@ -1,0 +1,20 @@
+"""What is read from the user's source, without running it."""
+import pytest
+
+from gradcheck_doctor.observe.source import freezing, left_in_eval
+
+
+@pytest.mark.parametrize(("text", "lines"), [
+    ("def score(net):\n    net.eval()\n    return net(x)\n\nfor e in range(3):\n    score(net)\n", (2, None)),
+    ("def score(net):\n    net.eval()\n    y = net(x)\n    net.train()\n    return y\n", (None, None)),
+    ("def score(net):\n    df.eval('a')\n\nnet.eval()\n", (4, None)),
+    ("for p in net.parameters():\n    p.requires_grad = False\n", (None, 2)),
+    ("é = 1; net.body.requires_grad_(False)\n", (None, 1)),
+    ("p.requires_grad = True\nq.requires_grad_(flag)\n", (None, None)), ("def broken(:\n", (None, None))])
+def test_lines_found(tmp_path, text, lines):
+    path = tmp_path / "script.py"
+    path.write_text(text)
+    found = left_in_eval([str(path)]), freezing([str(path)])
+    assert tuple(span and span.line for span in found) == lines
+    if "é" in text:
+        assert (found[1].column, found[1].end_column) == (8, 38)
