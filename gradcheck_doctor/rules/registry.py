@@ -74,7 +74,7 @@ def find(code_or_name: str) -> type[Rule]:
     import difflib
 
     known = [r.code for r in rules()] + [r.name for r in rules()]
-    near = difflib.get_close_matches(code_or_name, known, 1, 0.4)
+    near = difflib.get_close_matches(code_or_name, known, 1, 0.7)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UnknownRule(f"there is no rule {code_or_name!r}.{hint} `doctor rule` lists them all.")
 

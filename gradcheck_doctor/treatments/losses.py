@@ -144,6 +144,15 @@ def scale_output(context: Context, finding: Finding, prescription: Prescription)
     return [tree.replace(value, f"{text if simple else f'({text})'} * {std:.4g}{shift}")]
 
 
+def negate_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """A minus in front of the expression that makes the loss."""
+    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    node = tree.expression(prescription.span)
+    if not isinstance(node, (ast.Call, ast.Name, ast.Attribute, ast.Subscript)):
+        raise TreatmentRefused("the loss is more than one call here; minimise its negative")
+    return [tree.replace(node, f"-{tree.source(node)}")]
+
+
 def minimise_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The loss without the minus sign in front of it."""
     tree = context.tree(prescription.span.file if prescription.span is not None else None)
@@ -163,4 +172,5 @@ def _in_brackets(tree: Tree, node: ast.UnaryOp, here: Span) -> bool:
             and before.endswith("(") and after.startswith(")"))
 
 
-PLANNERS = {"minimise-loss": minimise_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction, "match-shapes": match_shapes, "scale-output": scale_output}
+PLANNERS = {"minimise-loss": minimise_loss, "negate-loss": negate_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction,
+            "match-shapes": match_shapes, "scale-output": scale_output}

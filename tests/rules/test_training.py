@@ -1,4 +1,6 @@
 """Faults that show only while training, and the healthy run that stays quiet."""
+import pathlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,3 +180,24 @@ class Masked(nn.Module):
 def test_scores_that_a_mask_hides_are_finite_behind_the_softmax():
     model = nn.Sequential(nn.Linear(8, 8), Masked(), nn.Linear(8, 3))
     assert serious(run(model=model, data=(torch.randn(256, 5, 8), torch.randint(0, 3, (256,))), steps=20)) == []
+
+
+@pytest.mark.parametrize(("sign", "lr", "found"), [(1, 1e-2, True), (1, 0.1, True), (-1, 1e-2, False)])
+def test_log_probabilities_without_their_minus(sign, lr, found):
+    """At the higher rate the loss leaves the numbers."""
+    def loss(output, y):
+        chosen = F.log_softmax(output, 1).gather(1, y[:, None])
+        return chosen.mean() if sign > 0 else -chosen.mean()
+    report = run(loss_function=loss, steps=150, lr=lr)
+    assert (serious(report)[:1] == ["loss-divergence"]) is found
+    if found:
+        finding = report.findings[0]
+        assert "chosen.mean()" in pathlib.Path(__file__).read_text().splitlines()[finding.location.line - 1]
+        assert [x.prescription.treatment for x in finding.fixes] == ["negate-loss"]
+
+
+def test_a_likelihood_that_is_maximised_may_fall_below_0():
+    """The density of a narrow normal distribution has a logarithm above 0."""
+    def loss(output, y):
+        return -torch.distributions.Normal(output[:, 0], 0.01 + F.softplus(output[:, 1])).log_prob(0.0 * y).mean()
+    assert "loss-divergence" not in serious(run(loss_function=loss, steps=150, lr=1e-3))

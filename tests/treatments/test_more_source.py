@@ -139,6 +139,13 @@ def test_the_minus_in_front_of_a_loss(tmp_path):
         edit(tmp_path, text, "minimise-loss", where="f(out, y)")
 
 
+def test_the_minus_that_is_missing(tmp_path):
+    text = HEAD + "def nll(p, y):\n    return 2 * p.gather(1, y).mean()\n"
+    assert edit(tmp_path, text, "negate-loss", where="p.gather(1, y).mean()") == text.replace("p.gather", "-p.gather")
+    with pytest.raises(TreatmentRefused, match="more than one call"):
+        edit(tmp_path, text, "negate-loss", where="2 * p.gather(1, y).mean()")
+
+
 def test_scale_output(tmp_path):
     text = HEAD + "class Net(nn.Module):\n    def forward(self, x):\n        return self.c(x).squeeze(-1)\n"
     assert edit(tmp_path, text, "scale-output", mean=-1000.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250 - 1000")

@@ -37,7 +37,7 @@ class InitActivationMismatch(Rule):
     threshold = Threshold(2.0, 3.0, "decades of signal or gradient over the run", "default ReLU init: 1e-2 at 5.1 layers, 1e-3 at 7.7 (measured)",
                           info=0.3)
     order = 310
-    explains = ("GD301", "GD302", "GD208", "GD209", "GD201", "GD202", "GD501", "GD211", "GD107", "GD604", "GD608", "GD203")
+    explains = ("GD301", "GD302", "GD208", "GD209", "GD201", "GD202", "GD501", "GD211", "GD107", "GD604", "GD608", "GD203", "GD702")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for run in runs(recording):

@@ -33,7 +33,7 @@ class InitScale(Rule):
     threshold = Threshold(1.0, 1.0, "decades of variance from the right one", "ten times the right variance, with a measured effect")
     order = 300
     explains = ("GD301", "GD302", "GD208", "GD209", "GD201", "GD202", "GD102", "GD604", "GD501", "GD701", "GD706", "GD305", "GD803", "GD801",
-                "GD802", "GD608", "GD203", "GD211", "GD101")
+                "GD802", "GD608", "GD203", "GD211", "GD101", "GD702")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for run in runs(recording):

@@ -13,6 +13,9 @@ from gradcheck_doctor.rules.losses import REGRESSION
 from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
 
 LEAST = 20             # losses
+EXACT = 125            # place in the report of a sign that is read off the operations
+LOGARITHMS = frozenset({"log_softmax", "logsigmoid"})          # of probabilities: 0 at most
+PASSED = frozenset({"shape", "reduce", "scale", "other"})      # between them and the loss
 #: Losses that are 0 at best.
 POSITIVE = REGRESSION | {"cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits"}
 
@@ -21,7 +24,7 @@ class LossDivergence(Rule):
     """The loss ends clearly above where it began.
 
     What it measures: median of the last fifth of the losses over that of the first fifth; of a loss that cannot be negative and goes into backward with a
-    minus sign, how far it was raised.
+    minus sign, or of log-probabilities that go into it without one, how far it was raised.
 
     Why it matters: training makes the model worse.
 
@@ -36,7 +39,7 @@ class LossDivergence(Rule):
     summary = "the loss ends above where it began"
     threshold = Threshold(2.0, 2.0, "median of the last fifth / of the first fifth", "twice")
     order = 700
-    explains = ("GD707",)
+    explains = ("GD707", "GD305", "GD801", "GD802", "GD803")
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
@@ -45,25 +48,36 @@ class LossDivergence(Rule):
             return
         fifth = max(4, len(values) // 5)
         first, last = median(values[:fifth]), median(values[-fifth:])
+        bare = _bare_logarithm(recording)
+        if bare is not None and not math.isfinite(last):
+            known = [v for v in values if math.isfinite(v)]
+            last = median(known[-3:]) if known else last
         if not math.isfinite(last):
             return
         unbounded = last < 0 and first - last > 100 * max(1.0, abs(first))
         raised = _raised(recording) if last < first < 0 else None
-        value = 10.0 if unbounded else last / first if first > 0 or raised is not None else 0.0
+        bare = bare if last < first < 0 else None
+        value = 10.0 if unbounded else last / first if first > 0 or raised is not None or bare is not None else 0.0
         record = recording.optimizers[0] if recording.optimizers else None
         observed = len({seen.step for o in recording.operations for seen in o.observed})
         moving = 2 * recording.notes.get("steps_aside", 0) >= max(1, observed)
-        place = raised.called if raised is not None else record.built or record.stepped if record is not None else None
-        yield Measurement(value=value, location=place, cap="info" if moving else None,
-                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded, "raised": recording.losses[0].op if raised else ""})
+        place = raised.called if raised is not None else bare.called if bare is not None else record.built or record.stepped if record is not None else None
+        yield Measurement(value=value, location=place, cap="info" if moving else None, order=EXACT if raised is not None or bare is not None else None,
+                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded, "raised": recording.losses[0].op if raised else "",
+                                    "bare": bare is not None})
 
     def message(self, m: Measurement) -> str:
         first, last, raised = m.evidence["first_fifth"], m.evidence["last_fifth"], m.evidence["raised"]
         if raised:
             return f"{raised} goes into backward with a minus sign, so training raises it: from {-first:.3g} (first fifth) to {-last:.3g} (last fifth)"
-        return f"the loss goes from {first:.3g} (first fifth) to {last:.3g} (last fifth)"
+        if m.evidence["bare"]:
+            return (f"log-probabilities are minimised, not their negative: the right answers become less and less probable, from {first:.3g} (first fifth) "
+                    f"to {last:.3g} (last fifth)")
+        return f"the loss goes from {first:.3g} (first fifth) to {last:.3g} (last fifth)" + (", below every bound" if m.evidence["unbounded"] else "")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if m.evidence["bare"]:
+            return (Prescription("negate-loss", "Minimise the negative log-probability: put a minus in front", kind="loss", span=m.location),)
         if m.evidence["raised"]:
             return (Prescription("minimise-loss", f"Take the minus off: minimise {m.evidence['raised']}", kind="loss", span=m.location),)
         chosen = largest_lr(recording)
@@ -85,6 +99,16 @@ def _raised(recording: Recording) -> Operation | None:
     held = {name for o in recording.optimizers for g in o.groups for name in g.parameters}
     trained = any(p.name in held and p.module and len(p.shape) > 1 for p in recording.parameters)
     return minus if minus is not None and trained and minus.op == "neg" and not recording.consumers[minus.index] else None
+
+
+def _bare_logarithm(recording: Recording) -> Operation | None:
+    """The mean or sum that is the loss, of log-probabilities that nothing turned around."""
+    ends = [o for o in recording.operations if o.requires_grad and not recording.consumers[o.index] and not o.shape and o.category == "reduce"]
+    current = ends[0] if len(ends) == 1 else None
+    while current is not None and current.op not in LOGARITHMS:
+        makers = [o for o in (recording.operations[p] for p in current.producers) if o.requires_grad]
+        current = makers[0] if len(makers) == 1 and current.category in PASSED and current.op not in ("neg", "rsub", "sub", "mul", "div") else None
+    return ends[0] if current is not None else None
 
 
 class LossOscillation(Rule):
