@@ -617,6 +617,6 @@ def test_the_edited_file_is_audited_without_the_finding(tmp_path, style):
 
 def test_every_treatment_of_this_package_has_a_golden_test():
     here = Path(__file__).parent
-    files = [here / name for name in ("test_styles.py", "test_source.py", "test_more_source.py")]
+    files = [here / name for name in ("test_styles.py", "test_source.py", "test_more_source.py", "test_gradients.py")]
     named = {n.value for f in files for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     assert set(PLANNERS) <= named
