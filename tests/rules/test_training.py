@@ -201,3 +201,23 @@ def test_a_likelihood_that_is_maximised_may_fall_below_0():
     def loss(output, y):
         return -torch.distributions.Normal(output[:, 0], 0.01 + F.softplus(output[:, 1])).log_prob(0.0 * y).mean()
     assert "loss-divergence" not in serious(run(loss_function=loss, steps=150, lr=1e-3))
+
+
+def test_a_loss_that_is_cut_off_from_the_model():
+    report = run(loss_function=lambda output, y: torch.tensor(F.cross_entropy(output, y).item(), requires_grad=True))
+    finding = report.findings[0]
+    assert (finding.code, finding.severity) == ("GD303", "error") and "cut off from the model" in finding.message
+    assert ".backward()" in pathlib.Path(__file__).read_text().splitlines()[finding.location.line - 1]
+
+
+def test_an_optimizer_that_needs_no_gradient_is_left_alone():
+    """Evolution: the loss only chooses, the weights are moved by hand; nothing ever has a gradient."""
+    model = nn.Linear(8, 3)
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    with doctor.watch(model, opt) as seen:
+        for _ in range(20):
+            with torch.no_grad():
+                model.weight += 0.01 * torch.randn_like(model.weight)
+            F.cross_entropy(model(torch.randn(8, 8)), torch.randint(0, 3, (8,)))
+            opt.step()
+    assert not seen.report().has("no-gradient")

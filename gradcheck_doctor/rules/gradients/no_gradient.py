@@ -37,7 +37,8 @@ class NoGradient(Rule):
     """A trainable parameter that takes part in the forward pass receives no gradient, or exactly zero, while others do.
 
     What it measures: share of the model's weight matrices whose gradient was absent or exactly 0 on every observed step although their layer
-    ran, and what cuts them off (round, sign, argmax, detach, no_grad) if it was seen. Also gradients that zero_grad() clears between backward and step.
+    ran, and what cuts them off (round, sign, argmax, detach, no_grad) if it was seen. Also gradients that zero_grad() clears between backward and step,
+    and a loss that is cut off from the model as a whole.
 
     Why it matters: such a layer never learns, silently.
 
@@ -55,9 +56,9 @@ class NoGradient(Rule):
     explains = ("GD301", "GD702", "GD307", "GD201")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        thrown = _thrown_away(recording)
-        if thrown is not None:
-            yield thrown
+        nothing = _thrown_away(recording) or _cut_off(recording)
+        if nothing is not None:
+            yield nothing
             return
         weights = _weights(recording)
         ran = [w for w in weights if (m := recording.module.get(w.module)) is not None and m.calls > 0 or "<tensor" in w.name]
@@ -87,6 +88,9 @@ class NoGradient(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "reached" in e:
+            return (f"no weight gets a gradient: on all {e['reached']} observed steps backward begins at a value that is cut off from the model "
+                    "(item(), detach(), a tensor made anew from numbers)")
         if "steps" in e:
             return f"the gradients are set to zero between backward and step, on all {e['steps']} observed steps, so no step changes a weight"
         names = ", ".join(e["parameters"][:3])
@@ -98,6 +102,8 @@ class NoGradient(Rule):
         return f"{e['count']} of {e['of']} weights that take part get no gradient ({names}){cause}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "reached" in m.evidence:
+            return ()
         if "steps" in m.evidence:
             return (Prescription("move-zero-grad", "Call zero_grad() in front of backward", kind="optimizer", span=m.location),) if m.evidence["between"] else ()
         barrier = m.evidence["barrier"]
@@ -195,6 +201,17 @@ def _thrown_away(recording: Recording) -> Measurement | None:
     if not decays and any(r.update_ratio for rows in recording.parameter_steps.values() for r in rows):
         return None                                # an optimizer of the user's own that keeps its gradients elsewhere
     return Measurement(value=1.0, location=row["span"] or record.stepped, order=130, evidence={"steps": row["steps"], "between": row["span"] is not None})
+
+
+def _cut_off(recording: Recording) -> Measurement | None:
+    """Backward ran on every step and reached nothing of the model: no parameter ever had a gradient, no operation either, and no weight moved."""
+    rows = [row for p in recording.parameters if p.trainable for row in recording.parameter_steps.get(p.name, ())]
+    backward = recording.events_of("backward")
+    steps = len({row.step for row in rows})
+    if (len(recording.optimizers) != 1 or not backward or steps < FEWEST or any(row.grad_norm is not None or row.update_ratio for row in rows)
+            or any(seen.gradient is not None for o in recording.operations for seen in o.observed)):
+        return None
+    return Measurement(value=1.0, location=backward[0].span, order=130, evidence={"reached": steps})
 
 
 def _behind_zeros(recording: Recording) -> bool:
