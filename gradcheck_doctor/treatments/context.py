@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.numbers import constant as constant  # where packs of rules find it
 from gradcheck_doctor.treatments.tree import Tree, read
 
 Planner = Callable[["Context", Finding, Prescription], list[Edit]]
