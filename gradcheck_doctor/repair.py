@@ -30,7 +30,6 @@ class Repair:
     after: str
     kept: list[tuple[Finding, Fix]] = field(default_factory=list)
     refused: list[tuple[Finding, Fix]] = field(default_factory=list)
-    remaining: int = 0
     end: ReportData | None = None          # what the last measurement of the kept text found; None when nothing was measured
 
     @property
@@ -56,11 +55,10 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
         finding, fix, new, after = step
         result.after = new
         result.kept.append((finding, fix))
+        result.end = after.report if after is not None else None
         if after is None or after.serious == 0:
-            current, result.end = after or current, after.report if after else None
             break
-        current, result.end = replace(after, report=_restricted(after.report, wanted)), after.report
-    result.remaining = current.serious if verify else 0
+        current = replace(after, report=_restricted(after.report, wanted))
     return result
 
 

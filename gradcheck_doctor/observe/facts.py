@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
 from gradcheck_doctor.observe.scope import join
-from gradcheck_doctor.observe.source import clips_gradients, divisions_by_spread, freezing, left_in_eval, user_files
+from gradcheck_doctor.observe.source import sources, user_files
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -109,12 +109,13 @@ class Facts:
         names = {id(module): name for module, name in observer.roots.names()}
         prefixes = observer.roots.prefixes()
         log = observer.log
-        files = user_files(observer.roots.roots, log)
+        read = sources(user_files(observer.roots.roots, log))
         return {
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
-            "clips_in_source": clips_gradients(files), "left_in_eval": left_in_eval(files), "freezing": freezing(files),
-            "divisions_by_spread": list(divisions_by_spread(files)),
+            "clips_in_source": any(s.clips for s in read), "divisions_by_spread": [span for s in read for span in s.spreads],
+            "left_in_eval": next((s.left_in_eval for s in read if s.left_in_eval is not None), None),
+            "freezing": next((s.freezing for s in read if s.freezing is not None), None),
             "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, "evaluated": not self._modules[k].training, **_lag(self._modules[k])}
                           for k, row in self.batchnorm.items() if k in names},
             "steps_aside": observer.scope.steps_aside,

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from gradcheck_doctor.observe.provenance import Application, ConstructionLog
-from gradcheck_doctor.observe.source import class_file, syntax, user_files
+from gradcheck_doctor.observe.source import class_file, source, user_files
 from gradcheck_doctor.records.sites import Span
 
 DRAWS = frozenset({"uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_",
@@ -44,8 +44,8 @@ class InitFunction:
 
 def init_functions(file: str) -> Iterator[InitFunction]:
     """Functions at module level and methods, of one file, that draw weights with nn.init."""
-    tree = syntax(file)
-    for node in tree.body if tree is not None else ():
+    of = source(file)
+    for node in of.tree.body if of is not None else ():
         members = node.body if isinstance(node, ast.ClassDef) else [node]
         for member in members:
             if isinstance(member, ast.FunctionDef) and (draws := tuple(_draws(member))):
@@ -200,8 +200,8 @@ def _owns(function: InitFunction, module: nn.Module) -> bool:
 
 def _mentioned(name: str, files: Iterable[str]) -> bool:
     for file in files:
-        tree = syntax(file)
-        for node in ast.walk(tree) if tree is not None else ():
+        of = source(file)
+        for node in of.nodes if of is not None else ():
             said = node.value if isinstance(node, ast.Constant) else node.name if isinstance(node, ast.alias) else getattr(node, "id", getattr(node, "attr", None))
             if said == name:
                 return True

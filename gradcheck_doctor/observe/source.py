@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -33,8 +34,84 @@ def user_files(models: Iterable[nn.Module], log: ConstructionLog | None) -> tupl
     return tuple(dict.fromkeys(os.path.realpath(file) for file in found if file is not None))
 
 
-def syntax(file: str) -> ast.Module | None:
-    """Syntax tree of a file, None when it is gone or does not parse."""
+@dataclass(frozen=True)
+class Source:
+    """One parsed file; what is asked of it is found once, for a recording is asked for again and again while a training runs."""
+
+    file: str
+    tree: ast.Module
+
+    @functools.cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node, parents before children."""
+        return tuple(ast.walk(self.tree))
+
+    @functools.cached_property
+    def scopes(self) -> tuple[list[ast.Assign | ast.Call], ...]:
+        """The assignments and calls of each function, what it defines included, then those outside of functions, in the order of the source."""
+        inside: set[ast.AST] = set()
+        found = []
+        for function in self.nodes:
+            if isinstance(function, ast.FunctionDef) and function not in inside:
+                nodes = list(ast.walk(function))
+                inside.update(nodes)
+                found.append(_ordered(nodes))
+        return (*found, _ordered(n for n in self.nodes if n not in inside))
+
+    @functools.cached_property
+    def clips(self) -> bool:
+        """It calls a clipping function or sets an option that clips."""
+        return any(map(_clips, self.nodes))
+
+    @functools.cached_property
+    def spreads(self) -> tuple[Span, ...]:
+        """Divisors that are a standard deviation, called in place or kept under a name."""
+        names = frozenset(name for node in self.nodes if isinstance(node, ast.Assign) for name in _spread_names(node))
+        divisors = [node.right if isinstance(node, ast.BinOp) else node.value for node in self.nodes
+                    if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.Div)]
+        return tuple(self.place(divisor) for divisor in divisors if _is_spread(divisor, names))
+
+    @functools.cached_property
+    def left_in_eval(self) -> Span | None:
+        """The first `model.eval()` that no `.train()` follows in its function."""
+        for scope in self.scopes:
+            calls = [n for n in scope if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and not n.keywords]
+            back = max((c.lineno for c in calls if c.func.attr == "train"), default=0)                                     # type: ignore[attr-defined]
+            for call in calls:
+                if call.func.attr == "eval" and not call.args and call.lineno > back:                                      # type: ignore[attr-defined]
+                    return self.place(call)
+        return None
+
+    @functools.cached_property
+    def freezing(self) -> Span | None:
+        """The first `x.requires_grad = False` or `x.requires_grad_(False)`."""
+        for node in (n for scope in self.scopes for n in scope):
+            if isinstance(node, ast.Call) and len(node.args) != 1:
+                continue
+            target, value = (node.targets[0], node.value) if isinstance(node, ast.Assign) else (node.func, node.args[0])
+            if (isinstance(target, ast.Attribute) and target.attr in ("requires_grad", "requires_grad_")
+                    and isinstance(value, ast.Constant) and value.value is False):
+                return self.place(node)
+        return None
+
+    @functools.cached_property
+    def uncalled_steps(self) -> tuple[Span, ...]:
+        """Statements that name a method `step` and do not call it: `optimizer.step`."""
+        return tuple(self.place(n.value) for n in self.nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Attribute) and n.value.attr == "step")
+
+    @functools.cached_property
+    def own_updates(self) -> tuple[Span, ...]:
+        """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`."""
+        return tuple(self.place(n) for n in self.nodes if _updates(n))  # type: ignore[arg-type]
+
+    def place(self, node: ast.expr | ast.stmt) -> Span:
+        end = node.end_lineno or node.lineno
+        return Span(self.file, node.lineno, characters(self.file, node.lineno, node.col_offset) + 1, end,
+                    characters(self.file, end, node.end_col_offset or 0) + 1)
+
+
+def source(file: str) -> Source | None:
+    """A file as it is now, None when it is gone or does not parse."""
     try:
         return _parsed(file, os.stat(file).st_mtime_ns)
     except (OSError, SyntaxError, ValueError):
@@ -42,43 +119,38 @@ def syntax(file: str) -> ast.Module | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(file: str, changed: int) -> ast.Module:
-    with open(file, "rb") as source:
-        return ast.parse(source.read(), file)
+def _parsed(file: str, changed: int) -> Source:
+    with open(file, "rb") as stream:
+        return Source(file, ast.parse(stream.read(), file))
 
 
 def without_gradients(span: Span | None) -> Span | None:
     """The no_grad() (or its like) of the `with` block, or of the decorator, that the expression at `span` runs under; None when it is further out."""
-    tree = syntax(span.file) if span is not None else None
-    if tree is None or span is None:
+    of = source(span.file) if span is not None else None
+    if of is None or span is None:
         return None
-    around = [n for n in ast.walk(tree) if isinstance(n, (ast.With, ast.FunctionDef)) and n.lineno <= span.line <= (n.end_lineno or n.lineno)]
+    around = [n for n in of.nodes if isinstance(n, (ast.With, ast.FunctionDef)) and n.lineno <= span.line <= (n.end_lineno or n.lineno)]
     for node in reversed(around):
         switches = [i.context_expr for i in node.items] if isinstance(node, ast.With) else node.decorator_list
         for switch in switches:
             name = switch.func if isinstance(switch, ast.Call) else switch
             if isinstance(name, (ast.Name, ast.Attribute)) and (name.id if isinstance(name, ast.Name) else name.attr) in SWITCHES:
-                return _place(span.file, switch)
+                return of.place(switch)
     return None
 
 
 def zeroed_between(backward: Span | None, step: Span | None) -> Span | None:
     """The zero_grad() that stands between a backward() and the step() behind it, None when it is not there."""
-    tree = syntax(step.file) if step is not None and backward is not None and step.file == backward.file else None
-    if tree is None or step is None or backward is None:
+    of = source(step.file) if step is not None and backward is not None and step.file == backward.file else None
+    if of is None or step is None or backward is None:
         return None
-    places = [_place(step.file, n) for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "zero_grad"]
+    places = [of.place(n) for n in of.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "zero_grad"]
     return min((p for p in places if backward < p < step), default=None)
 
 
-def _place(file: str, node: ast.expr | ast.stmt) -> Span:
-    end = node.end_lineno or node.lineno
-    return Span(file, node.lineno, characters(file, node.lineno, node.col_offset) + 1, end, characters(file, end, node.end_col_offset or 0) + 1)
-
-
-def clips_gradients(files: Iterable[str]) -> bool:
-    """Whether any of the files calls a clipping function or sets an option that clips."""
-    return any(_clips(node) for file in files if (tree := syntax(file)) is not None for node in ast.walk(tree))
+def sources(files: Iterable[str]) -> list[Source]:
+    """Those of the files that can be read."""
+    return [found for file in files if (found := source(file)) is not None]
 
 
 def _clips(node: ast.AST) -> bool:
@@ -87,19 +159,18 @@ def _clips(node: ast.AST) -> bool:
     return isinstance(node, ast.keyword) and node.arg in CLIPPING_OPTIONS and not (isinstance(node.value, ast.Constant) and not node.value.value)
 
 
-def divisions_by_spread(files: Iterable[str]) -> tuple[Span, ...]:
-    """The divisors that are a standard deviation, called in place or kept under a name; it is 0 for a feature that is constant."""
-    return tuple(span for file in files if (tree := syntax(file)) is not None for span in _spreads(file, tree))
+def _updates(node: ast.AST) -> bool:
+    """The statement changes a value by one that a `.grad` is part of."""
+    if isinstance(node, ast.AugAssign):
+        return isinstance(node.op, (ast.Sub, ast.Add)) and _of_gradient(node.value)
+    if isinstance(node, ast.Assign):
+        return isinstance(node.value, ast.BinOp) and isinstance(node.value.op, (ast.Sub, ast.Add)) and _of_gradient(node.value.right)
+    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute)
+            and node.value.func.attr in ("sub_", "add_", "addcmul_", "copy_") and any(map(_of_gradient, node.value.args)))
 
 
-def _spreads(file: str, tree: ast.Module) -> Iterator[Span]:
-    names = {name for node in ast.walk(tree) if isinstance(node, ast.Assign) for name in _spread_names(node)}
-    for node in ast.walk(tree):
-        if not isinstance(node, (ast.BinOp, ast.AugAssign)) or not isinstance(node.op, ast.Div):
-            continue
-        divisor = node.right if isinstance(node, ast.BinOp) else node.value
-        if _is_spread(divisor, frozenset(names)):
-            yield _place(file, divisor)
+def _of_gradient(node: ast.expr) -> bool:
+    return any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node))
 
 
 def _spread_names(node: ast.Assign) -> Iterator[str]:
@@ -119,46 +190,5 @@ def _is_spread(node: ast.expr, names: frozenset[str]) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("std", "nanstd")
 
 
-def left_in_eval(files: Iterable[str]) -> Span | None:
-    """The first `model.eval()` that no `.train()` follows in its function."""
-    for file in files:
-        for scope in _scopes(syntax(file)):
-            calls = [n for n in scope if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and not n.keywords]
-            back = max((c.lineno for c in calls if c.func.attr == "train"), default=0)                                     # type: ignore[attr-defined]
-            for call in calls:
-                if call.func.attr == "eval" and not call.args and call.lineno > back:                                      # type: ignore[attr-defined]
-                    return _place(file, call)
-    return None
-
-
-def freezing(files: Iterable[str]) -> Span | None:
-    """The first `x.requires_grad = False` or `x.requires_grad_(False)`."""
-    for file in files:
-        for scope in _scopes(syntax(file)):
-            for node in scope:
-                if isinstance(node, ast.Assign):
-                    target, value = node.targets[0], node.value
-                elif isinstance(node, ast.Call) and len(node.args) == 1:
-                    target, value = node.func, node.args[0]
-                else:
-                    continue
-                if (isinstance(target, ast.Attribute) and target.attr in ("requires_grad", "requires_grad_")
-                        and isinstance(value, ast.Constant) and value.value is False):
-                    return _place(file, node)
-    return None
-
-
-def _scopes(tree: ast.Module | None) -> Iterator[list[ast.AST]]:
-    """The nodes of each function, then those outside of functions, in the order of the source."""
-    inside: set[ast.AST] = set()
-    for function in ast.walk(tree) if tree is not None else ():
-        if isinstance(function, ast.FunctionDef) and function not in inside:
-            nodes = list(ast.walk(function))
-            inside.update(nodes)
-            yield _ordered(nodes)
-    if tree is not None:
-        yield _ordered(n for n in ast.walk(tree) if n not in inside)
-
-
-def _ordered(nodes: Iterable[ast.AST]) -> list[ast.AST]:
-    return sorted(nodes, key=lambda n: (getattr(n, "lineno", 0), getattr(n, "col_offset", 0)))
+def _ordered(nodes: Iterable[ast.AST]) -> list[ast.Assign | ast.Call]:
+    return sorted((n for n in nodes if isinstance(n, (ast.Assign, ast.Call))), key=lambda n: (n.lineno, n.col_offset))

@@ -12,10 +12,6 @@ from typing import Any
 from gradcheck_doctor.records.sites import BlindSpot, Span
 from gradcheck_doctor.records.summaries import Summary, Units
 
-#: What an operation is for; `Operation.category` is one of these.
-CATEGORIES = ("layer", "activation", "norm", "dropout", "merge", "pool", "attention", "recurrent", "embedding", "loss", "input",
-              "shape", "reduce", "scale", "other")
-
 
 @dataclass(frozen=True)
 class ModuleRecord:
@@ -68,7 +64,6 @@ class ParameterStep:
 
     step: int
     grad_norm: float | None                  # None: .grad was None
-    grad_absmax: float | None = None
     update_ratio: float | None = None        # rms(change of w) / rms(w)
     weight_norm: float | None = None
     lost: float | None = None                # share of elements whose update was rounded away although the gradient is not 0
@@ -96,7 +91,7 @@ class Operation:
 
     index: int
     op: str
-    category: str
+    category: str                            # layer, activation, norm, dropout, merge, pool, attention, recurrent, embedding, loss, input, shape, reduce, scale, other
     module: str
     module_type: str                          # class name of `module`
     ordinal: int = 0
@@ -194,6 +189,7 @@ class OptimizerRecord:
     built: Span | None = None
     stepped: Span | None = None               # the user's line that calls step()
     steps: int = 0
+    own: bool = False                         # not an optimizer of torch but statements of the loop
     scheduled: Span | None = None             # where its learning-rate scheduler was built
     schedule_stepped: Span | None = None      # the user's line that steps that
 
@@ -223,9 +219,7 @@ class StepRecord:
     lr: float | None = None
     backwards: int = 1                        # backward passes since the last step (accumulation)
     stale_gradient: bool = False              # gradients left from the last step were still there at the first backward
-    batch_size: int | None = None
     optimizer: int = 0
-    mode_training: bool = True
 
 
 @dataclass(frozen=True)
@@ -278,7 +272,3 @@ class Recording:
 
     def events_of(self, kind: str) -> tuple[Event, ...]:
         return tuple(e for e in self.events if e.kind == kind)
-
-    @property
-    def measured_backward(self) -> bool:
-        return any(seen.gradient is not None for o in self.operations for seen in o.observed)

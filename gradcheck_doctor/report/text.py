@@ -156,4 +156,3 @@ def _flat(curve: Sequence[tuple[float, float]]) -> str:
         return ""
     first, last = median(values[:3]), median(values[-max(3, len(values) // 20):])
     return f"; no cause was found, yet the loss hardly fell ({first:.3g} to {last:.3g})" if first > 0 and 0.95 * first < last < math.inf else ""
-

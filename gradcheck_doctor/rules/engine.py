@@ -9,7 +9,7 @@ from gradcheck_doctor.packs import complain
 from gradcheck_doctor.records.findings import SEVERITIES, Finding
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Rule, Threshold
-from gradcheck_doctor.rules.flow import adversarial
+from gradcheck_doctor.rules.progress import adversarial
 from gradcheck_doctor.rules.registry import expand, rules
 
 SERIOUS = ("warning", "error")

@@ -10,16 +10,8 @@ from statistics import median
 from gradcheck_doctor.records.recording import LossRecord, Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.summaries import Summary
-from gradcheck_doctor.rules.progress import adversarial as adversarial
-from gradcheck_doctor.rules.progress import constant_guess as constant_guess
-from gradcheck_doctor.rules.progress import falling as falling
-from gradcheck_doctor.rules.progress import learned as learned
-from gradcheck_doctor.rules.progress import mild as mild
-from gradcheck_doctor.rules.progress import phase_curve as phase_curve
-from gradcheck_doctor.rules.progress import phase_start as phase_start
-from gradcheck_doctor.rules.progress import progress as progress
-from gradcheck_doctor.rules.progress import stays_down as stays_down
-from gradcheck_doctor.rules.progress import steady as steady
+from gradcheck_doctor.records.ways import behind, is_output
+from gradcheck_doctor.rules.progress import phase_start
 from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
@@ -233,32 +225,10 @@ def loss_input(recording: Recording, loss: LossRecord) -> Operation | None:
     return current
 
 
-def is_output(recording: Recording, operation: Operation) -> bool:
-    """No layer follows before the loss."""
-    seen, stack = set(), [operation.index]
-    while stack:
-        for user in recording.consumers[stack.pop()]:
-            if user in seen:
-                continue
-            seen.add(user)
-            if recording.operations[user].category in ("layer", "recurrent", "attention"):
-                return False
-            stack.append(user)
-    return True
-
-
 def is_gate(recording: Recording, operation: Operation) -> bool:
     """Its value multiplies another signal (a gate, a mask, squeeze and excitation), or is part of a recurrent step."""
-    stack, seen = [operation.index], set()
-    while stack:
-        for user in recording.consumers[stack.pop()]:
-            consumer = recording.operations[user]
-            if consumer.op in ("mul", "lerp", "rsub", "addcmul", "where", "matmul", "bmm"):
-                return True
-            if consumer.category in ("shape", "scale", "dropout") and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return False
+    users = behind(recording, [operation.index], lambda o: o.category in ("shape", "scale", "dropout"))
+    return any(user.op in ("mul", "lerp", "rsub", "addcmul", "where", "matmul", "bmm") for user in users)
 
 
 def untrained(recording: Recording, operations: Iterable[Operation]) -> bool:

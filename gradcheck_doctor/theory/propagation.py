@@ -44,8 +44,3 @@ def hanin_beta(widths: Sequence[int]) -> float:
     3.2
     """
     return round(sum(1.0 / w for w in widths), 12)
-
-
-def expected_spectral_radius(gain: float) -> float:
-    """Spectral radius of a square matrix of independent entries with sqrt(Var(w) n) = gain: the circular law (Girko 1984)."""
-    return gain

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.choices import changed, choice, origin
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.initialise import initialise
@@ -117,7 +118,7 @@ def _operand(tree: Tree, node: ast.Call) -> str:
     """x of F.relu(x) or of x.relu()."""
     if node.args and not (isinstance(node.func, ast.Attribute) and _is_value(tree, node.func.value)):
         return tree.source(node.args[0])
-    given = next((k.value for k in node.keywords if k.arg == "input"), None)
+    given = argument(node, "input")
     if given is not None:
         return tree.source(given)
     if isinstance(node.func, ast.Attribute) and _is_value(tree, node.func.value):
@@ -186,7 +187,7 @@ def _without_element(tree: Tree, node: ast.Call) -> Edit | None:
 def add_activation(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The activation around the input of each layer that follows another one directly."""
     unused = str(prescription.arguments.get("unused", "")).rpartition(".")[2]
-    tree = context.tree(finding.location.file if finding.location is not None else None)
+    tree = context.tree_of(finding.location)
     names = {m.rpartition(".")[2] for m in prescription.modules}
     edits = []
     for node in ast.walk(tree.root):

@@ -5,6 +5,7 @@ import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import is_own_layer
 from gradcheck_doctor.treatments.first_layer import first_width, in_front
@@ -101,9 +102,7 @@ def _groups(width: str) -> int:
 
 
 def _argument(tree: Tree, node: ast.Call, name: str, position: int) -> ast.expr:
-    found = next((k.value for k in node.keywords if k.arg == name), None)
-    if found is None and len(node.args) > position and not any(isinstance(a, ast.Starred) for a in node.args):
-        found = node.args[position]
+    found = argument(node, name, None if any(isinstance(a, ast.Starred) for a in node.args) else position)
     if found is None or not _is_constructor(tree, node):
         raise TreatmentRefused(f"the layer's {name} can't be read from {tree.source(node)!r}")
     return found

@@ -6,6 +6,7 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import method
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.training import given_in
@@ -15,11 +16,11 @@ from gradcheck_doctor.treatments.tree import Tree
 def move_clip(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The clip's line in front of the step that follows backward."""
     tree, clip = _clip(context, prescription)
-    block = block_of(tree, clip)
+    block = tree.among(clip)
     if len(block) < 2 or not _alone(tree, clip):
         raise TreatmentRefused("the clip does not stand on a line of its own; move it between backward() and step() by hand")
-    calls = [found for s in block if (found := _method(s, "backward")) is not None]
-    steps = [found for s in block if (found := _method(s, "step")) is not None]
+    calls = [found for s in block if (found := method(s, "backward")) is not None]
+    steps = [found for s in block if (found := method(s, "step")) is not None]
     step = next((s for s in steps if calls and s.lineno > calls[0].lineno), None)
     if step is None:
         raise TreatmentRefused("no backward() followed by a step() in the block of the clip; move it between them by hand")
@@ -33,23 +34,17 @@ def move_clip(context: Context, finding: Finding, prescription: Prescription) ->
 def unscale(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """scaler.unscale_(optimizer) in front of the clip."""
     tree, clip = _clip(context, prescription)
-    block = block_of(tree, clip)
+    block = tree.among(clip)
     for statement in block[block.index(clip):]:
-        step = _method(statement, "step")
+        step = method(statement, "step")
         if step is not None and len(step.args) == 1 and isinstance(step.func, ast.Attribute):
             return [tree.before(clip, [f"{tree.source(step.func.value)}.unscale_({tree.source(step.args[0])})"])]
     raise TreatmentRefused("no scaler.step(optimizer) behind the clip; call scaler.unscale_(optimizer) before it")
 
 
 def _clip(context: Context, prescription: Prescription) -> tuple[Tree, ast.stmt]:
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     return tree, tree.statement(tree.call(prescription.span))
-
-
-def block_of(tree: Tree, statement: ast.stmt) -> list[ast.stmt]:
-    """The statements among which `statement` stands."""
-    parent = tree.parents[statement]
-    return next(b for name in ("body", "orelse", "finalbody", "handlers") if isinstance(b := getattr(parent, name, None), list) and statement in b)
 
 
 def _alone(tree: Tree, statement: ast.stmt) -> bool:
@@ -60,17 +55,9 @@ def _alone(tree: Tree, statement: ast.stmt) -> bool:
         and (statement.end_lineno or 0) < len(tree.lines)
 
 
-def _method(statement: ast.stmt, name: str) -> ast.Call | None:
-    """The first call of that method inside a statement; a scheduler's step is not an optimizer's."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name and "sched" not in ast.unparse(node.func).lower():
-            return node
-    return None
-
-
 def clip_threshold(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Another number where the clip's limit stands, or where the name that stands there gets its value."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
     given = given_in(tree, call, ("max_norm", "clip_value", "gradient_clip_val"), 1)
     if given is None:

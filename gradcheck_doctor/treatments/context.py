@@ -29,6 +29,10 @@ class Context:
             self.trees[name] = read(name)
         return self.trees[name]
 
+    def tree_of(self, span: Span | None) -> Tree:
+        """The file that a place lies in, by default the script's."""
+        return self.tree(span.file if span is not None else None)
+
     def rows(self, modules: tuple[str, ...]) -> list[LayerRow]:
         """Rows of the layer table for these module paths."""
         return [row for row in self.layers if row.module in modules]

@@ -7,7 +7,7 @@ import re
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.clipping import block_of
+from gradcheck_doctor.treatments.calls import method
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -16,7 +16,7 @@ _DETACH = re.compile(r"\s*\.\s*detach\s*\(\s*\)$")
 
 def remove_detach(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """h.detach() becomes h."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     node = tree.call(prescription.span)
     text = tree.source(node)
     if _DETACH.search(text):
@@ -28,7 +28,7 @@ def remove_detach(context: Context, finding: Finding, prescription: Prescription
 
 def leave_no_grad(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """`with torch.no_grad():` goes and its block moves one level out; a decorator's line goes."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     switch = tree.expression(prescription.span)
     if "set_grad_enabled" in tree.source(switch):
         raise TreatmentRefused(f"{tree.source(switch)} depends on a condition; let it be True while these layers are to be trained")
@@ -60,24 +60,20 @@ def _dedented(tree: Tree, block: ast.With) -> Edit:
 
 def move_zero_grad(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """zero_grad() in front of the backward before it; where both stand apart, as with accumulation, behind the step."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
     statement = tree.statement(call)
-    block = block_of(tree, statement)
+    block = tree.among(statement)
     if not isinstance(statement, ast.Expr) or statement.value is not call or len(block) < 2:
         raise TreatmentRefused("zero_grad() does not stand on its own; call it in front of backward() and nowhere behind it")
     place = block.index(statement)
-    backward = next((s for s in reversed(block[:place]) if _calls(s, ("backward", "manual_backward"))), None)
-    step = next((s for s in block[place:] if _calls(s, ("step",))), None)
+    backward = next((s for s in reversed(block[:place]) if method(s, "backward", "manual_backward")), None)
+    step = next((s for s in block[place:] if method(s, "step")), None)
     if backward is not None:
         return [_without(tree, block, place), tree.before(backward, [tree.source(statement)])]
     if step is not None:
         return [_without(tree, block, place), tree.after(step, [tree.source(statement)])]
     raise TreatmentRefused("neither backward() nor step() stands beside zero_grad(); call it in front of backward()")
-
-
-def _calls(statement: ast.stmt, names: tuple[str, ...]) -> bool:
-    return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in names for n in ast.walk(statement))
 
 
 def _without(tree: Tree, block: list[ast.stmt], place: int) -> Edit:

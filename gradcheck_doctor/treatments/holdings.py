@@ -1,4 +1,4 @@
-"""Cures in what the optimizer holds and how much it decays it: missing parameters, pretrained bodies, weight decay, a scaled loss."""
+"""Cures in what the optimizer holds: missing parameters, pretrained bodies, a scaled loss."""
 from __future__ import annotations
 
 import ast
@@ -9,10 +9,10 @@ from dataclasses import replace
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument, methods, owner
 from gradcheck_doctor.treatments.context import Context
-from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.places import is_module
-from gradcheck_doctor.treatments.training import given_in, optimizer
+from gradcheck_doctor.treatments.training import optimizer
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -21,20 +21,14 @@ def _parts(modules: tuple[str, ...]) -> list[str]:
     return [re.sub(r"^[A-Za-z_]\w*_\d+\.", "", m) for m in modules if m]
 
 
-def attribute(path: str) -> str:
-    """Source for a module path: body.0.linear -> .body[0].linear."""
-    return "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in path.split(".") if p)
-
-
 def _owner(tree: Tree, made: ast.Call) -> tuple[ast.expr, str]:
     """(first argument, model) of SGD(model.head.parameters()): the name that the attributes hang on."""
-    first = made.args[0] if made.args else next((k.value for k in made.keywords if k.arg == "params"), None)
-    if not isinstance(first, ast.Call) or not isinstance(first.func, ast.Attribute) or first.func.attr != "parameters":
+    first, model = argument(made, "params", 0), owner(made)
+    if first is None or model is None:
         raise TreatmentRefused("the optimizer is not built from MODEL.parameters(); add the missing parameters to what it gets")
-    owner: ast.expr = first.func.value
-    while isinstance(owner, (ast.Attribute, ast.Subscript)):
-        owner = owner.value
-    return first, tree.source(owner)
+    while isinstance(model, (ast.Attribute, ast.Subscript)):
+        model = model.value
+    return first, tree.source(model)
 
 
 def add_parameters(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -89,7 +83,7 @@ def _moved(tree: Tree, made: ast.Call) -> list[Edit]:
     if not isinstance(statement, ast.Assign) or "requires_grad" not in (tree.source(first) if first is not None else ""):
         return []
     chosen = {n.id for n in ast.walk(first) if isinstance(n, ast.Name)} if first is not None else set()
-    block = next(b for b in (getattr(tree.parents[statement], f, []) for f in ("body", "orelse", "finalbody")) if statement in b)
+    block = tree.among(statement)
     name, last = tree.source(statement.targets[0]), None
     for later in block[block.index(statement) + 1:]:
         if any(isinstance(n, (ast.Name, ast.Attribute)) and tree.source(n) == name for n in ast.walk(later)):
@@ -137,28 +131,18 @@ def freeze_backbone(context: Context, finding: Finding, prescription: Prescripti
 
 def unfreeze(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """`requires_grad = False` becomes True where it stands."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     for node in ast.walk(tree.root):
         if isinstance(node, (ast.Assign, ast.Call)) and tree.span(node) == prescription.span:
             return [tree.replace(node.value if isinstance(node, ast.Assign) else node.args[0], "True")]
     raise TreatmentRefused("the line that freezes was not found; leave requires_grad as it is for what was not loaded")
 
 
-def weight_decay(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """A smaller weight decay where the old one stands."""
-    tree, made = optimizer(context, prescription)
-    given = given_in(tree, made, ("weight_decay",))
-    if given is None:
-        raise TreatmentRefused("weight_decay is not given where the optimizer is constructed")
-    return [constant(tree, given, number(float(prescription.arguments["weight_decay"])), prescription.arguments.get("old"))]
-
-
 def grad_scaler(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """GradScaler around backward and step."""
     tree = context.tree()
     made = context.optimizer_call(tree)
-    backwards = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "backward"]
-    steps = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "step" and not n.args]
+    backwards, steps = list(methods(tree.root, "backward")), [n for n in methods(tree.root, "step") if not n.args]
     target = tree.statement(made)
     if len(backwards) != 1 or not isinstance(target, ast.Assign) or len(target.targets) != 1:
         raise TreatmentRefused("there is more than one backward(); scale each loss with torch.amp.GradScaler")
@@ -174,4 +158,4 @@ def grad_scaler(context: Context, finding: Finding, prescription: Prescription) 
     return edits + [tree.before(tree.statement(c), [f"scaler.unscale_({name})"]) for c in clips[:1]]
 
 
-PLANNERS = {"add-parameters": add_parameters, "freeze-backbone": freeze_backbone, "unfreeze": unfreeze, "weight-decay": weight_decay, "grad-scaler": grad_scaler}
+PLANNERS = {"add-parameters": add_parameters, "freeze-backbone": freeze_backbone, "unfreeze": unfreeze, "grad-scaler": grad_scaler}

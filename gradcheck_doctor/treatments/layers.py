@@ -6,6 +6,7 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.tree import Tree
@@ -21,7 +22,7 @@ def drop_bias(context: Context, finding: Finding, prescription: Prescription) ->
     for span in context.built(prescription.modules):
         tree = context.tree(span.file)
         node = tree.call(span)
-        given = next((k.value for k in node.keywords if k.arg == "bias"), None)
+        given = argument(node, "bias")
         if isinstance(given, ast.Constant):
             edits.append(tree.replace(given, "False"))
         elif given is not None or any(k.arg is None for k in node.keywords):
@@ -35,7 +36,7 @@ def drop_bias(context: Context, finding: Finding, prescription: Prescription) ->
 
 def alpha_dropout(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """AlphaDropout in place of Dropout in the function that builds the SELU layers."""
-    tree = context.tree(finding.location.file if finding.location is not None else None)
+    tree = context.tree_of(finding.location)
     around = tree.function(tree.call(finding.location)) if finding.location is not None else None
     edits = [tree.replace(n.func, tree.source(n.func).removesuffix("Dropout") + "AlphaDropout")
              for n in ast.walk(around or tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Dropout"]
@@ -62,7 +63,7 @@ def swap_dropout_norm(context: Context, finding: Finding, prescription: Prescrip
 
 def offset_divisor(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """x / s becomes x / (s + 1e-8)."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     divisor = tree.expression(prescription.span)
     inner = f"({tree.source(divisor)} + 1e-8)"
     return [tree.replace(divisor, inner[1:-1] if isinstance(divisor, ast.BinOp) else inner)]
@@ -70,7 +71,7 @@ def offset_divisor(context: Context, finding: Finding, prescription: Prescriptio
 
 def clamp_input(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """log(p) becomes log(p.clamp(min=1e-7)), for every logarithm of the statement."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     statement = tree.statement(tree.call(prescription.span))
     least = number(float(prescription.arguments.get("minimum", 1e-7)))
     edits = []
@@ -87,8 +88,7 @@ def clamp_input(context: Context, finding: Finding, prescription: Prescription) 
             dot = (end.end_column or 1) - len(name) - 1
             edits.append(Edit(Span(end.file, end.end_line or end.line, dot, end.end_line, dot), f".clamp(min={least})"))
             continue
-        simple = isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
-        edits.append(tree.replace(operand, f"{text if simple else f'({text})'}.clamp(min={least})"))
+        edits.append(tree.replace(operand, f"{tree.operand(operand)}.clamp(min={least})"))
     if not edits:
         raise TreatmentRefused("the logarithm's input was not found, or is kept away from 0 already")
     return edits
@@ -110,7 +110,7 @@ def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescri
     for span in spans:
         tree = context.tree(span.file)
         node = tree.call(span)
-        given = next((k.value for k in node.keywords if k.arg == "momentum"), node.args[2] if len(node.args) > 2 else None)
+        given = argument(node, "momentum", 2)
         if given is not None:
             edits.append(constant(tree, given, number(float(prescription.arguments["momentum"]))))
     if not edits:
@@ -121,7 +121,7 @@ def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescri
 def dropout_rate(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Another p in nn.Dropout(p) and F.dropout(x, p), everywhere it is given alike; 1 - KEEP where a name says that it is the probability to keep."""
     rate, old = float(prescription.arguments["p"]), float(prescription.arguments["old"])
-    tree = context.tree(finding.location.file if finding.location is not None else None)
+    tree = context.tree_of(finding.location)
     node = tree.call(finding.location)
     given = _rate(tree, node)
     if given is None:
@@ -139,8 +139,7 @@ def _rate(tree: Tree, node: ast.Call) -> ast.expr | None:
     name = tree.source(node.func).rpartition(".")[2]
     if "dropout" not in name.lower():
         return None
-    place = 0 if name[:1].isupper() else 1
-    return next((k.value for k in node.keywords if k.arg == "p"), node.args[place] if len(node.args) > place else None)
+    return argument(node, "p", 0 if name[:1].isupper() else 1)
 
 
 PLANNERS = {"dropout-rate": dropout_rate, "batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.treatments.live_optimizer import Optimizers
 
 PASSED = frozenset({"shape", "dropout", "scale", "reduce", "other", "norm", "pool"})     # between a layer and its activation
@@ -73,15 +74,8 @@ class Patient:
 
     def is_output(self, operation: Operation) -> bool:
         """No layer follows before the loss."""
-        seen, stack = {operation.index}, [operation]
-        while stack:
-            for user in self.users(stack.pop()):
-                if user.category in ("layer", "recurrent", "attention"):
-                    return False
-                if user.index not in seen:
-                    seen.add(user.index)
-                    stack.append(user)
-        return True
+        assert self.recording is not None
+        return is_output(self.recording, operation)
 
     def activation_behind(self, operation: Operation) -> Operation | None:
         """The activation that a layer feeds, through normalisation, dropout and shape changes; None where the way forks or there is none."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -19,7 +20,7 @@ NAMES = {"cross_entropy": {"NLLLoss": "CrossEntropyLoss", "nll_loss": "cross_ent
 
 def replace_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The right loss by its name, class or function; class numbers instead of what was made of them."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     edits = renamed(tree, NAMES.get(str(prescription.arguments.get("to")), {}), prescription.span)
     if not edits:
         raise TreatmentRefused(f"the loss is not named in this file; use {prescription.arguments.get('to')} where it is made")
@@ -94,7 +95,7 @@ def _squashed(tree: Tree, node: ast.expr, made: ast.expr) -> bool:
 def _class_numbers(tree: Tree, prescription: Prescription) -> list[Edit]:
     """y[i].float().unsqueeze(1).expand_as(out) as target becomes y[i]."""
     call = tree.call(prescription.span)
-    target = next((k.value for k in call.keywords if k.arg == "target"), call.args[1] if len(call.args) > 1 else None)
+    target = argument(call, "target", 1)
     current, peeled = target, []
     while (isinstance(current, ast.Call) and isinstance(current.func, ast.Attribute)
            and current.func.attr in ("float", "unsqueeze", "expand", "expand_as", "repeat", "to", "view", "reshape", "double")):
@@ -107,7 +108,7 @@ def _class_numbers(tree: Tree, prescription: Prescription) -> list[Edit]:
 
 def mean_reduction(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """reduction="mean" in place of "sum"."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     edits = [tree.replace(k.value, '"mean"') for n in ast.walk(tree.root) if isinstance(n, ast.Call) for k in n.keywords
              if k.arg == "reduction" and isinstance(k.value, ast.Constant) and k.value.value == "sum"]
     if not edits:
@@ -117,15 +118,13 @@ def mean_reduction(context: Context, finding: Finding, prescription: Prescriptio
 
 def match_shapes(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The target takes the prediction's shape: target.view_as(prediction), or without a name for that an axis of length 1 more or less."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
     if len(call.args) < 2:
         raise TreatmentRefused("prediction and target are not written side by side here; give the target the prediction's shape where they are")
     prediction, target = call.args[0], call.args[1]
-    text = tree.source(target)
-    simple = isinstance(target, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
     shaped = f"view_as({tree.source(prediction)})" if isinstance(prediction, ast.Name) else f"{prescription.arguments.get('target', 'squeeze')}(-1)"
-    return [tree.replace(target, f"{text if simple else f'({text})'}.{shaped}")]
+    return [tree.replace(target, f"{tree.operand(target)}.{shaped}")]
 
 
 def scale_output(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -137,16 +136,14 @@ def scale_output(context: Context, finding: Finding, prescription: Prescription)
         raise TreatmentRefused("there is not exactly one forward with one output; standardise the targets before training and undo it on the predictions")
     value = ends[0].value
     assert value is not None
-    text = tree.source(value)
-    simple = isinstance(value, (ast.Name, ast.Attribute, ast.Call, ast.Subscript))
     mean, std = float(prescription.arguments["mean"]), float(prescription.arguments["std"])
     shift = "" if abs(mean) < 0.05 * std else f" {'+' if mean > 0 else '-'} {abs(mean):.4g}"
-    return [tree.replace(value, f"{text if simple else f'({text})'} * {std:.4g}{shift}")]
+    return [tree.replace(value, f"{tree.operand(value)} * {std:.4g}{shift}")]
 
 
 def negate_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """A minus in front of the expression that makes the loss."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     node = tree.expression(prescription.span)
     if not isinstance(node, (ast.Call, ast.Name, ast.Attribute, ast.Subscript)):
         raise TreatmentRefused("the loss is more than one call here; minimise its negative")
@@ -155,7 +152,7 @@ def negate_loss(context: Context, finding: Finding, prescription: Prescription) 
 
 def minimise_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The loss without the minus sign in front of it."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     node = tree.expression(prescription.span)
     if not isinstance(node, ast.UnaryOp) or not isinstance(node.op, ast.USub):
         raise TreatmentRefused("no minus sign stands where the loss is made; minimise the loss itself")

@@ -5,6 +5,7 @@ import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.treatments.calls import methods
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -14,24 +15,23 @@ TELLING = ("parameters", "train", "eval", "state_dict")         # methods that o
 def train_mode(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """MODEL.train() in front of the loop over the batches, or in it where it evaluates as well."""
     tree = context.tree()
-    backwards = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "backward"]
+    backwards = list(methods(tree.root, "backward"))
     loops = [n for n in tree.up(backwards[0]) if isinstance(n, (ast.For, ast.While))] if len(backwards) == 1 else []
     if not loops:
         raise TreatmentRefused("the training loop was not found; call train() on the model in front of each epoch")
     function = tree.function(backwards[0])
     loops = [n for n in loops if tree.function(n) is function]
-    name = _model(tree, function or tree.root)
+    name = model_name(tree, function or tree.root)
     inner = next((n for n in loops if _evaluates(tree, n)), None)
     if inner is None:
         return [tree.before(loops[0], [f"{name}.train()"])]
     return [tree.before(inner.body[0], [f"{name}.train()"])]
 
 
-def _model(tree: Tree, scope: ast.AST) -> str:
+def model_name(tree: Tree, scope: ast.AST) -> str:
     """The one name that is called in `scope` and that something asks for its parameters, or sets its mode."""
     called = {tree.source(n.func) for n in ast.walk(scope) if isinstance(n, ast.Call) and isinstance(n.func, (ast.Name, ast.Attribute))}
-    models = {tree.source(n.func.value) for n in ast.walk(tree.root)
-              if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in TELLING} & called
+    models = {tree.source(n.func.value) for n in methods(tree.root, *TELLING)} & called                  # type: ignore[attr-defined]
     if len(models) != 1:
         raise TreatmentRefused("it can't be told which name the model has in the training loop; call train() on it in front of each epoch")
     return models.pop()

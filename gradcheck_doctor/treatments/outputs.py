@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.treatments.calls import attribute, owner
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -37,13 +38,12 @@ def _bias(context: Context) -> tuple[Tree, ast.stmt, str]:
     tree = context.tree()
     head = next((r for r in reversed(context.layers) if r.op in HEADS and r.module), None)
     made = context.optimizer_call(tree)
-    first = made.args[0] if made.args else next((k.value for k in made.keywords if k.arg == "params"), None)
-    if head is None or not isinstance(first, ast.Call) or not isinstance(first.func, ast.Attribute) or first.func.attr != "parameters":
+    model = owner(made)
+    if head is None or model is None:
         raise TreatmentRefused("the output layer or the optimizer's parameters were not found; set the bias of the output layer before training")
     if head.location is not None and head.location.file == tree.file and "bias=False" in tree.source(tree.call(head.location)):
         raise TreatmentRefused(f"the output layer {head.module} has no bias")
-    path = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in head.module.split(".") if p)
-    return tree, tree.statement(made), f"{tree.source(first.func.value)}{path}.bias"
+    return tree, tree.statement(made), f"{tree.source(model)}{attribute(head.module)}.bias"
 
 
 def _once(tree: Tree, statement: ast.stmt, lines: list[str]) -> Edit:

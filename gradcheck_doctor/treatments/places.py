@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
+from gradcheck_doctor.treatments.calls import owner
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -135,6 +136,6 @@ def _optimizer(context: Context, tree: Tree) -> Iterator[Place]:
         made = context.optimizer_call(tree)
     except TreatmentRefused:
         return
-    first = made.args[0] if made.args else next((k.value for k in made.keywords if k.arg == "params"), None)
-    if isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute) and first.func.attr == "parameters":
-        yield ("before", tree.statement(made), tree.source(first.func.value))
+    model = owner(made)
+    if model is not None:
+        yield ("before", tree.statement(made), tree.source(model))

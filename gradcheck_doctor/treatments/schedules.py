@@ -19,7 +19,7 @@ RAMPS = ("LinearLR", "ConstantLR")        # schedulers of torch whose total_iter
 
 def step_per_epoch(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """scheduler.step() from the loop over batches to behind it, in the loop over epochs."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
     statement = tree.statement(call)
     text = tree.source(call)
@@ -36,7 +36,7 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
 
 def shorten_warmup(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """A smaller number of steps where that of the warm-up stands."""
-    tree = context.tree(prescription.span.file if prescription.span is not None else None)
+    tree = context.tree_of(prescription.span)
     longer = float(prescription.arguments["longer"])
     places = [n for n in dict.fromkeys(_lengths(tree)) if (found := literal(n)) is not None and found > longer]
     if len(places) != 1:

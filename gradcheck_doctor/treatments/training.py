@@ -6,8 +6,10 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument, method, methods, owner
 from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.modes import model_name
 from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -38,7 +40,7 @@ def _arguments(tree: Tree) -> ast.Call | None:
 def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | None = None) -> ast.expr | None:
     """An argument of a call, also out of a dictionary that is spread into it."""
     for name in names:
-        found = _argument(node, name, position)
+        found = argument(node, name, position)
         if found is not None:
             return found
     for spread in (k.value for k in node.keywords if k.arg is None):
@@ -56,17 +58,35 @@ def _entry(table: ast.expr, names: tuple[str, ...]) -> ast.expr | None:
     return next((k.value for k in table.keywords if k.arg in names), None) if isinstance(table, ast.Call) else None
 
 
-def _argument(node: ast.Call, name: str, position: int | None = None) -> ast.expr | None:
-    found = next((k.value for k in node.keywords if k.arg == name), None)
-    if found is None and position is not None and len(node.args) > position:
-        found = node.args[position]
-    return found
+def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | None:
+    """The statement at `span` by which a loop changes its weights itself; None where an optimizer was made or stepped there."""
+    if span is None:
+        return None
+    tree = context.tree_of(span)
+    found = next((n for n in ast.walk(tree.root) if isinstance(n, ast.stmt) and n.lineno == span.line and tree.span(n) == span and "grad" in tree.source(n)), None)
+    return (tree, found) if found is not None else None
+
+
+def _own_rate(tree: Tree, update: ast.stmt) -> ast.expr:
+    """LR of `p -= LR * p.grad` and of `p.add_(p.grad, alpha=-LR)`."""
+    def of_gradient(node: ast.expr) -> bool:
+        return any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node))
+
+    for node in ast.walk(update):
+        if isinstance(node, ast.Call) and (alpha := argument(node, "alpha")) is not None:
+            return alpha.operand if isinstance(alpha, ast.UnaryOp) else alpha
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and of_gradient(node.left) != of_gradient(node.right):
+            return node.left if of_gradient(node.right) else node.right
+    raise TreatmentRefused(f"the learning rate can't be read from {tree.source(update)!r}")
 
 
 def learning_rate(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Write the new rate where the old one stands."""
-    tree, node = optimizer(context, prescription)
     value = number(float(prescription.arguments["lr"]))
+    own = own_update(context, prescription.span)
+    if own is not None:
+        return [constant(own[0], _own_rate(*own), value, prescription.arguments.get("old"))]
+    tree, node = optimizer(context, prescription)
     hugging = tree.source(node.func).endswith("TrainingArguments")
     given = given_in(tree, node, ("learning_rate",) if hugging else ("lr",), None if hugging else 1)
     if given is None:
@@ -74,34 +94,58 @@ def learning_rate(context: Context, finding: Finding, prescription: Prescription
     return [constant(tree, given, value, prescription.arguments.get("old"))]
 
 
-def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """Another momentum where the old one stands."""
+def setting(context: Context, prescription: Prescription, value: float, *names: str) -> list[Edit]:
+    """Another value of an optimizer's setting where the old one stands; the first name is torch's."""
     tree, node = optimizer(context, prescription)
-    given = given_in(tree, node, ("momentum",))
+    given = given_in(tree, node, names)
     if given is None:
-        raise TreatmentRefused("momentum is not given where the optimizer is constructed")
-    return [constant(tree, given, number(float(prescription.arguments["momentum"])), prescription.arguments.get("old"))]
+        raise TreatmentRefused(f"{names[0]} is not given where the optimizer is constructed")
+    return [constant(tree, given, number(value), prescription.arguments.get("old"))]
+
+
+def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """Another momentum."""
+    return setting(context, prescription, float(prescription.arguments["momentum"]), "momentum")
+
+
+def weight_decay(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """A smaller weight decay."""
+    return setting(context, prescription, float(prescription.arguments["weight_decay"]), "weight_decay")
 
 
 def adam_epsilon(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Adam's default epsilon."""
-    tree, node = optimizer(context, prescription)
-    given = given_in(tree, node, ("eps", "adam_epsilon"))
-    if given is None:
-        raise TreatmentRefused("eps is not given where the optimizer is constructed")
-    return [constant(tree, given, "1e-8")]
+    return setting(context, prescription, 1e-8, "eps", "adam_epsilon")
+
+
+def call_step(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """`optimizer.step` gets its brackets; where no step is named, one is taken behind the only backward."""
+    tree = context.tree_of(prescription.span)
+    if prescription.span is not None:
+        return [tree.replace(named := tree.expression(prescription.span), f"{tree.source(named)}()")]
+    made, backwards = tree.statement(context.optimizer_call(tree)), list(methods(tree.root, "backward"))
+    if len(backwards) != 1 or not isinstance(made, ast.Assign) or tree.function(made) is not tree.function(backwards[0]):
+        raise TreatmentRefused("it can't be told where the optimizer is to step; call its step() behind backward()")
+    return [tree.after(tree.statement(backwards[0]), [f"{tree.source(made.targets[0])}.step()"])]
 
 
 def zero_grad(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """optimizer.zero_grad() in front of the backward that belongs to the step, in the closure where the step has one."""
+    own = own_update(context, prescription.span)
+    if own is not None:
+        tree, backwards = own[0], list(methods(own[0].root, "backward"))
+        if len(backwards) != 1:
+            raise TreatmentRefused("there is more than one backward(); set the gradients to zero in front of each")
+        name = model_name(tree, tree.function(backwards[0]) or tree.root)
+        return [tree.before(tree.statement(backwards[0]), [f"{name}.zero_grad()"])]
     tree, step = _step(context, prescription)
     receiver = _receiver(tree, step)
     home = _closure(tree, step)
-    block = home.body if home is not None else _block(tree, tree.statement(step))
+    block = home.body if home is not None else tree.among(tree.statement(step))
     if any(tree.source(n.func) == f"{receiver}.zero_grad" for s in block for n in ast.walk(s) if isinstance(n, ast.Call) and isinstance(s, ast.Expr)):
         raise TreatmentRefused(f"{receiver}.zero_grad() stands beside the step already; call it in front of backward()")
     for statement in block:
-        if any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in ("backward", "manual_backward") for n in ast.walk(statement)):
+        if method(statement, "backward", "manual_backward"):
             return [tree.before(statement, [f"{receiver}.zero_grad()"])]
     raise TreatmentRefused(f"no backward() in the block of {receiver}.step(); call {receiver}.zero_grad() before it")
 
@@ -136,24 +180,14 @@ def _step(context: Context, prescription: Prescription) -> tuple[Tree, ast.Call]
         tree = context.tree()
         made = tree.statement(context.optimizer_call(tree))
         names = [tree.source(t) for t in made.targets] if isinstance(made, ast.Assign) else []
-        steps = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "step"
-                 and (tree.source(n.func.value) in names or n.args and tree.source(n.args[0]) in names)]
+        steps = [n for n in methods(tree.root, "step")
+                 if tree.source(n.func.value) in names or n.args and tree.source(n.args[0]) in names]          # type: ignore[attr-defined]
         if len(steps) != 1:
             raise TreatmentRefused("it can't be told which step() is meant")
         node = steps[0]
     if not isinstance(node.func, ast.Attribute) or node.func.attr != "step":
         raise TreatmentRefused("optimizer.step() is not called in this file")
     return tree, node
-
-
-def _block(tree: Tree, statement: ast.stmt) -> list[ast.stmt]:
-    """The list of statements that contains `statement`."""
-    parent = tree.parents[statement]
-    for name in ("body", "orelse", "finalbody"):
-        block = getattr(parent, name, [])
-        if statement in block:
-            return list(block)
-    raise TreatmentRefused("the statement stands in no block")
 
 
 def clip_by_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -183,7 +217,7 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
 
 def _trainer(tree: Tree, node: ast.Call, value: str) -> list[Edit]:
     """Clipping by norm in a Lightning Trainer."""
-    algorithm = _argument(node, "gradient_clip_algorithm")
+    algorithm = argument(node, "gradient_clip_algorithm")
     given = given_in(tree, node, ("gradient_clip_val",))
     by_value = isinstance(algorithm, ast.Constant) and algorithm.value == "value"
     edits = [tree.replace(algorithm, '"norm"')] if by_value and algorithm is not None else []
@@ -196,10 +230,8 @@ def _parameters(context: Context, tree: Tree, step: ast.Call, receiver: str) -> 
         made = context.optimizer_call(tree)
     except TreatmentRefused:
         made = None
-    first = made.args[0] if made is not None and made.args else None
-    if (first is not None and isinstance(first, ast.Call) and tree.source(first).endswith(".parameters()") and made is not None
-            and tree.function(made) is tree.function(step) and isinstance(first.func, ast.Attribute) and isinstance(first.func.value, ast.Name)):
-        return tree.source(first)
+    if made is not None and isinstance(model := owner(made), ast.Name) and tree.function(made) is tree.function(step):
+        return f"{model.id}.parameters()"
     return f'[p for group in {receiver}.param_groups for p in group["params"]]'
 
 
@@ -208,14 +240,14 @@ def clip_value_to_norm(context: Context, finding: Finding, prescription: Prescri
     tree = context.tree(prescription.span.file if prescription.span is not None and _own(context, prescription.span) else None)
     calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).endswith("clip_grad_value_")]
     trainers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"
-                and isinstance(a := _argument(n, "gradient_clip_algorithm"), ast.Constant) and a.value == "value"]
+                and isinstance(a := argument(n, "gradient_clip_algorithm"), ast.Constant) and a.value == "value"]
     if trainers and not calls:
         return _trainer(tree, trainers[-1], "1.0")
     if not calls:
         raise TreatmentRefused("clip_grad_value_ is not called in this file; clip by norm where it is")
     edits = []
     for node in calls:
-        if _argument(node, "clip_value", 1) is None or not node.args:
+        if argument(node, "clip_value", 1) is None or not node.args:
             raise TreatmentRefused("the clip value is not given in the call; write clip_grad_norm_(parameters, 1.0) there")
         name = tree.source(node.func).replace("clip_grad_value_", "clip_grad_norm_")
         edits.append(tree.replace(node, f"{name}({tree.source(node.args[0])}, 1.0)"))
@@ -266,6 +298,7 @@ def eval_batchnorm(context: Context, finding: Finding, prescription: Prescriptio
     return [tree.after(tree.statement(last), [f"{owner}.{part}.eval()"])]
 
 
-PLANNERS = {"learning-rate": learning_rate, "momentum": momentum, "adam-epsilon": adam_epsilon, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
+PLANNERS = {"learning-rate": learning_rate, "momentum": momentum, "weight-decay": weight_decay, "adam-epsilon": adam_epsilon,
+            "call-step": call_step, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
             "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "autocast-bf16": autocast_bf16,
             "eval-batchnorm": eval_batchnorm}

@@ -55,6 +55,11 @@ class Tree:
             return ""
         return _slice(self.text, self.starts, self.span(node))
 
+    def operand(self, node: ast.expr) -> str:
+        """The text of a node in front of which a minus or behind which an attribute can stand."""
+        text = self.source(node)
+        return text if isinstance(node, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)) else f"({text})"
+
     def call(self, span: Span | None) -> ast.Call:
         """The call that `span` is exactly.
 
@@ -90,6 +95,12 @@ class Tree:
         if isinstance(node, ast.stmt):
             return node
         return next(n for n in self.up(node) if isinstance(n, ast.stmt))
+
+    def among(self, statement: ast.stmt) -> list[ast.stmt]:
+        """The statements among which `statement` stands."""
+        parent = self.parents[statement]
+        blocks = (getattr(parent, name, None) for name in ("body", "orelse", "finalbody", "handlers"))
+        return next(b for b in blocks if isinstance(b, list) and statement in b)
 
     def function(self, node: ast.AST) -> ast.FunctionDef | None:
         return next((n for n in self.up(node) if isinstance(n, ast.FunctionDef)), None)

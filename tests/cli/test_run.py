@@ -200,8 +200,8 @@ import torch
 
 class Node: pass
 
-loaded, node = gc.get_freeze_count(), Node()
-node.itself, gone, model = node, weakref.ref(node), torch.nn.Linear(2, 2)
+loaded, model, node = gc.get_freeze_count(), torch.nn.Linear(2, 2), Node()
+node.itself, gone = node, weakref.ref(node)
 del node
 for _ in range(3000):
     [[]].append([])

@@ -1,7 +1,7 @@
 """What is read from the user's source, without running it."""
 import pytest
 
-from gradcheck_doctor.observe.source import freezing, left_in_eval
+from gradcheck_doctor.observe.source import source
 
 
 @pytest.mark.parametrize(("text", "lines"), [
@@ -14,7 +14,8 @@ from gradcheck_doctor.observe.source import freezing, left_in_eval
 def test_lines_found(tmp_path, text, lines):
     path = tmp_path / "script.py"
     path.write_text(text)
-    found = left_in_eval([str(path)]), freezing([str(path)])
+    of = source(str(path))
+    found = (of and of.left_in_eval, of and of.freezing)
     assert tuple(span and span.line for span in found) == lines
     if "é" in text:
         assert (found[1].column, found[1].end_column) == (8, 38)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, is_gate, location, mild, norm_kind, phi, runs
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, is_gate, location, norm_kind, phi, runs
+from gradcheck_doctor.rules.progress import mild
 
 LEAST = {"sigmoid": 2, "hardsigmoid": 2, "tanh": 8, "hardtanh": 8, "softsign": 8}
 DEEP = 12              # layers, from which ReLU's signal varies from draw to draw (Hanin 2018): self-normalisation, or normalisation, holds it

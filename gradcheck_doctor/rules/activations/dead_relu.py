@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.summaries import Units
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, is_output, learned, location, progress, stays_down
+from gradcheck_doctor.rules.flow import back, location
 from gradcheck_doctor.rules.initialisation.cures import initialise
+from gradcheck_doctor.rules.optimizer.readings import largest_lr, lowered
+from gradcheck_doctor.rules.progress import learned, progress, stays_down
 from gradcheck_doctor.theory.activations import activation
 
 ENOUGH = 1000         # samples for a statement about single units: one that is active 1 % of the time is silent with probability e^-10
@@ -83,8 +86,6 @@ class DeadRelu(Rule):
                               modules=(operation.module,), span=m.location, arguments={"to": "leaky_relu", "slope": 0.01})]
         if layer is not None and layer.category == "layer" and m.evidence["form"] == "born dead":
             cures.insert(0, initialise([layer], [operation]))
-        if m.evidence["form"] == "dying" and recording.optimizers:
-            lr = recording.optimizers[0].groups[0].lr
-            cures.insert(0, Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / 10:g}", kind="optimizer",
-                                         span=recording.optimizers[0].built, arguments={"lr": lr / 10}))
+        if m.evidence["form"] == "dying" and (chosen := largest_lr(recording)) is not None:
+            cures = [*lowered(*chosen, 10), *cures]
         return tuple(cures)

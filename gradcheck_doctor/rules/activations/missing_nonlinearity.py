@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, location, mild, weight
+from gradcheck_doctor.rules.flow import back, location, weight
+from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.theory.activations import names
 
 MODULES = {n.replace("_", "") for n in names()}

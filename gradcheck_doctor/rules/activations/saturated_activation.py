@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, is_gate, is_output, location, mild, norm_kind
+from gradcheck_doctor.rules.flow import back, is_gate, location, norm_kind
 from gradcheck_doctor.rules.initialisation.cures import initialise
+from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.theory.activations import activation
 
 

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, back, is_output, location, mild, start, weight
+from gradcheck_doctor.rules.flow import ahead, back, location, start, weight
+from gradcheck_doctor.rules.progress import mild
 
 LOW, HIGH = 0.7, 1.4   # standard deviations that self-normalising networks keep to
 

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import is_gate, is_output, location, mild, phi
+from gradcheck_doctor.rules.flow import is_gate, location, phi
+from gradcheck_doctor.rules.progress import mild
 
 HARMLESS = frozenset({("relu", "relu"), ("relu6", "relu6"), ("relu6", "relu"), ("relu", "relu6"), ("relu", "hardtanh")})
 

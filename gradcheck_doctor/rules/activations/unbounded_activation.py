@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import TRANSPARENT, ahead, back, location, mild, weight
+from gradcheck_doctor.rules.flow import TRANSPARENT, ahead, back, location, weight
+from gradcheck_doctor.rules.progress import mild
 
 STEEP = frozenset({"exp", "square", "pow"})
 

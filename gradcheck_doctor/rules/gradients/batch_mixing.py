@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild
+from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.progress import mild
 
 
 class BatchMixing(Rule):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import gradient_ratio, location, mild, runs
+from gradcheck_doctor.rules.flow import gradient_ratio, location, runs
+from gradcheck_doctor.rules.progress import mild
 
 
 class GradientChoke(Rule):

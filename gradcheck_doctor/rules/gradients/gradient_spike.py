@@ -7,7 +7,8 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite, learned, phase_start
+from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
+from gradcheck_doctor.rules.progress import learned, phase_start
 
 WINDOW = 20
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.ways import LAYERS, behind
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
@@ -149,19 +150,17 @@ def _fate(recording: Recording, weight: Weight) -> Barrier | None:
 
 
 def _first_barrier(recording: Recording, start: Iterable[int]) -> Barrier:
-    stack, seen, barriers = list(start), set(start), []
-    while stack:
-        operation = recording.operations[stack.pop()]
-        if operation.op == "detach" or operation.op in STEPS_FLAT and operation.requires_grad:
-            barriers.append(operation)
-            continue
-        users = recording.consumers[operation.index]
-        if not users:
-            return Barrier()                       # the loss is reached
-        stack += [u for u in users if u not in seen]
-        seen.update(users)
-    first = min(barriers, key=lambda o: o.index)
+    uses = [recording.operation(i) for i in start]
+    places = [*uses, *behind(recording, [o.index for o in uses if _passes(o)], _passes)]
+    if any(_passes(o) and not recording.consumers[o.index] for o in places):
+        return Barrier()                           # the loss is reached
+    first = min((o for o in places if not _passes(o)), key=lambda o: o.index)
     return Barrier(first.op, first.called if first.op == "detach" else location(recording, first), first.module, first.index)
+
+
+def _passes(operation: Operation) -> bool:
+    """It lets the gradient through."""
+    return operation.op != "detach" and not (operation.op in STEPS_FLAT and operation.requires_grad)
 
 
 def _dark(recording: Recording, weights: list[Weight]) -> tuple[list[Weight], dict[str, Any]]:
@@ -174,16 +173,8 @@ def _dark(recording: Recording, weights: list[Weight]) -> tuple[list[Weight], di
 
 def _feeds(recording: Recording, start: int) -> bool:
     """The value goes through a layer that an optimizer trains."""
-    stack, seen = [start], {start}
-    while stack:
-        operation = recording.operations[stack.pop()]
-        if operation.category in ("layer", "recurrent", "attention") and any(
-                (p := recording.parameter.get(n)) is not None and p.trainable and p.in_optimizer for n in operation.parameters):
-            return True
-        users = [u for u in recording.consumers[operation.index] if u not in seen]
-        stack += users
-        seen.update(users)
-    return False
+    layers = (o for o in (recording.operation(start), *behind(recording, [start])) if o.category in LAYERS)
+    return any((p := recording.parameter.get(n)) is not None and p.trainable and p.in_optimizer for o in layers for n in o.parameters)
 
 
 def _still(recording: Recording, parameter: ParameterRecord) -> bool:

@@ -7,7 +7,8 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import far_end, location, mild, norm_kind, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, location, norm_kind, runs, signal_ratio, start
+from gradcheck_doctor.rules.progress import mild
 
 
 def _ratios(recording: Recording) -> Iterator[Measurement]:

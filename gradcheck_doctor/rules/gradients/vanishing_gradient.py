@@ -6,7 +6,8 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, learned, location, mild, norm_kind, runs, start, weight
+from gradcheck_doctor.rules.flow import end, far_end, gradient_ratio, location, norm_kind, runs, start, weight
+from gradcheck_doctor.rules.progress import learned, mild
 
 LEAST = 3              # layers
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, bias, is_output, location, mild, phi, start
+from gradcheck_doctor.rules.flow import ahead, bias, location, phi, start
+from gradcheck_doctor.rules.progress import mild
 
 
 class BiasInit(Rule):

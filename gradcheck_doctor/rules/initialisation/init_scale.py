@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, mild, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, phi, runs, signal_ratio, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
+from gradcheck_doctor.rules.progress import mild
 
 FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
 EFFECT = 30.0         # factor by which signal or gradient must have changed end to end

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, back, is_output, location, mild, runs, weight
+from gradcheck_doctor.rules.flow import ahead, back, location, runs, weight
 from gradcheck_doctor.rules.initialisation.cures import initialise
+from gradcheck_doctor.rules.progress import mild
 
 
 class SymmetricInit(Rule):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild, runs, weight
+from gradcheck_doctor.rules.flow import location, runs, weight
+from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.theory.propagation import hanin_beta
 
 

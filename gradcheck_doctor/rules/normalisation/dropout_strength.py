@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import TRANSPARENT, adversarial, back, learned, location, progress
+from gradcheck_doctor.rules.flow import TRANSPARENT, back, location
+from gradcheck_doctor.rules.progress import adversarial, learned, progress
 
 STRONG = 0.7           # p above which a layer alone can keep a run from learning
 KEPT = 1e-3            # of a signal that passes all dropouts in a row: ten of them with p = 0.5

@@ -6,7 +6,8 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, mild, norm_kind, phi, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start
+from gradcheck_doctor.rules.progress import mild
 
 
 class MissingNormalization(Rule):

@@ -7,7 +7,8 @@ from typing import Any
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild, progress
+from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.progress import mild, progress
 
 STEPS = 200            # of training, before the running statistics can be expected to have settled
 SETTLED = 66           # batches after which torch's own momentum has left 0.9^66 = 1e-3 of the start

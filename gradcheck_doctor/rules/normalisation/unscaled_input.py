@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, falling, location, mild, progress
+from gradcheck_doctor.rules.flow import ahead, location
 from gradcheck_doctor.rules.losses import REGRESSION
+from gradcheck_doctor.rules.progress import falling, mild, progress
 
 
 class UnscaledInput(Rule):

@@ -7,7 +7,8 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild
+from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.progress import mild
 
 HALF_MAXIMUM = 65504.0
 SMALLEST = 6e-8        # smallest positive float16

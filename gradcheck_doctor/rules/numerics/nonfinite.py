@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
+from gradcheck_doctor.records.summaries import Summary
+from gradcheck_doctor.records.ways import behind
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 from gradcheck_doctor.rules.numerics.unsafe_log import LOGS, ROOTS, SMALLEST, clamped
@@ -43,10 +45,10 @@ class NonfiniteActivation(Rule):
         entered = [o for o in recording.operations if o.category == "input"
                    and any(s.step == step and s.forward is not None and math.isnan(s.forward.minimum) for s in o.observed)]      # -inf is a mask
         if entered:
-            [place] = recording.notes.get("divisions_by_spread", ())[:1] or [location(recording, recording.operations[index])]
+            divisors = recording.notes.get("divisions_by_spread", ())
+            place = divisors[0] if divisors else location(recording, recording.operations[index])
             yield Measurement(value=float(len({s for s, _ in broken})), op="input", location=place, operations=(entered[0].index,), order=95,
-                              evidence={"step": step, "input": entered[0].attributes.get("name") or "input",
-                                        "divided": bool(recording.notes.get("divisions_by_spread"))})
+                              evidence={"step": step, "input": entered[0].attributes.get("name") or "input", "divided": bool(divisors)})
             return
         if not recording.operations[index].module_type:
             return                                        # in a loss written by hand, behind the model: GD803 says so
@@ -70,17 +72,8 @@ class NonfiniteActivation(Rule):
 
 def _mask(recording: Recording, index: int) -> bool:
     """Scores that a mask set to -inf: a softmax behind them, with no layer in between, is finite again."""
-    stack, seen = [index], {index}
-    if recording.operations[index].category not in MASKING:
-        return False
-    while stack:
-        for user in (recording.operations[u] for u in recording.consumers[stack.pop()]):
-            if user.op in ("softmax", "log_softmax", "logsumexp"):
-                return True
-            if user.category in (*MASKING, "shape") and user.index not in seen:
-                seen.add(user.index)
-                stack.append(user.index)
-    return False
+    users = behind(recording, [index], lambda o: o.category in (*MASKING, "shape"))
+    return recording.operations[index].category in MASKING and any(o.op in ("softmax", "log_softmax", "logsumexp") for o in users)
 
 
 class NonfiniteGradient(Rule):
@@ -135,19 +128,11 @@ def _steps_of_lost_losses(recording: Recording) -> set[int]:
 
 def _finite_consumer(recording: Recording, operation: Operation, step: int) -> Operation | None:
     """The nearest operation that used this value and whose own gradient was still finite; None where it was not measured."""
-    stack, seen = [operation.index], {operation.index}
-    while stack:
-        for user in recording.consumers[stack.pop()]:
-            if user in seen:
-                continue
-            seen.add(user)
-            consumer = recording.operations[user]
-            gradient = next((o.gradient for o in consumer.observed if o.step == step), None)
-            if gradient is not None and gradient.finite:
-                return consumer
-            if gradient is None:
-                stack.append(user)
-    return None
+    def gradient(of: Operation) -> Summary | None:
+        return next((seen.gradient for seen in of.observed if seen.step == step), None)
+
+    users = behind(recording, [operation.index], lambda o: gradient(o) is None)
+    return next((o for o in users if (found := gradient(o)) is not None and found.finite), None)
 
 
 class NonfiniteLoss(Rule):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.progress import mild
 
 ENOUGH = 50            # steps after the first 200, at least
 STUCK = 40             # steps left out one after the other: from 65536 the scale is below 1 after 17

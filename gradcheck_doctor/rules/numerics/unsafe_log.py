@@ -6,7 +6,8 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import back, first_nonfinite, location, mild
+from gradcheck_doctor.rules.flow import back, first_nonfinite, location
+from gradcheck_doctor.rules.progress import mild
 
 LOGS = frozenset({"log", "log2", "log10"})
 ROOTS = frozenset({"sqrt", "rsqrt"})

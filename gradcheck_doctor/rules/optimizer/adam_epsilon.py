@@ -7,7 +7,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.progress import mild
 
 LARGE, FIRST = 1e-2, 290   # an epsilon of that size was set by hand: it comes before what makes gradients somewhat small
 

@@ -8,7 +8,7 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.progress import mild
 
 COLLAPSED, START = 0.5, 5      # where less than that is left of the weights the first steps are judged, too
 SHRUNK = 0.7           # median ||w|| at the end over ||w|| at the start

@@ -10,7 +10,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
-from gradcheck_doctor.rules.optimizer.readings import Rates, dead_share, died, largest_lr, rates, update_ratios
+from gradcheck_doctor.rules.optimizer.readings import Rates, at_rate, dead_share, died, largest_lr, lowered, rates, update_ratios
 from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
 
 HEALTHY = 1e-3         # update ratio aimed at
@@ -120,13 +120,12 @@ class LearningRateTooHigh(Rule):
         if "momentum" in e:
             return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
-        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
+        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        lr = m.evidence["lr"]
+        chosen = largest_lr(recording)
         factor = 10 ** round(math.log10(max(10.0, min(m.value / HEALTHY, 1e4))))
-        cures = [Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=m.location,
-                              arguments={"lr": lr / f, "old": lr}) for f in sorted({factor, 10, 100})]
+        cures = lowered(*chosen, *sorted({factor, 10, 100})) if chosen is not None else []
         if (momentum := m.evidence.get("momentum")) is not None:
             cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=m.location,
                                          arguments={"momentum": 0.9, "old": momentum}))
@@ -183,7 +182,7 @@ class LearningRateTooLow(Rule):
         if "schedule" in e:
             return (f"the schedule took the learning rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); "
                     f"the loss fell by {e['loss_fell']:.0%}")
-        return f"{e['optimizer']} with lr {e['lr']:g} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); the loss fell by {e['loss_fell']:.0%}"
+        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); the loss fell by {e['loss_fell']:.0%}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr, steps = m.evidence["lr"], m.evidence.get("steps", 0)
@@ -192,6 +191,8 @@ class LearningRateTooLow(Rule):
                                  arguments={"steps": max(1, steps // 10), "longer": steps}),)
         if "schedule" in m.evidence:
             return (Prescription("step-schedule-per-epoch", "Step the schedule after an epoch, not after every batch", kind="optimizer", span=m.location),)
+        if math.isnan(lr):
+            return ()
         derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0))))
         usual = USUAL.get(m.evidence["optimizer"], 0.0)
         cures = {derived: f"{derived / lr:.3g} times as much"}

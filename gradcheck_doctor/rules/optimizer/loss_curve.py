@@ -8,9 +8,9 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, phase_curve, phase_start
 from gradcheck_doctor.rules.losses import REGRESSION
-from gradcheck_doctor.rules.optimizer.readings import largest_lr, update_ratios
+from gradcheck_doctor.rules.optimizer.readings import largest_lr, lowered, update_ratios
+from gradcheck_doctor.rules.progress import learned, phase_curve, phase_start
 
 LEAST = 20             # losses
 EXACT = 125            # place in the report of a sign that is read off the operations
@@ -49,22 +49,22 @@ class LossDivergence(Rule):
         fifth = max(4, len(values) // 5)
         first, last = median(values[:fifth]), median(values[-fifth:])
         bare = _bare_logarithm(recording)
-        if bare is not None and not math.isfinite(last):
-            known = [v for v in values if math.isfinite(v)]
-            last = median(known[-3:]) if known else last
+        if bare is not None and not math.isfinite(last):                 # it sank below every number: what came before that counts
+            last = median([v for v in values if math.isfinite(v)][-3:] or [last])
         if not math.isfinite(last):
             return
+        sinks = last < first < 0
+        raised, bare = (_raised(recording), bare) if sinks else (None, None)
+        sign = raised or bare                                            # the operation whose sign is wrong
         unbounded = last < 0 and first - last > 100 * max(1.0, abs(first))
-        raised = _raised(recording) if last < first < 0 else None
-        bare = bare if last < first < 0 else None
-        value = 10.0 if unbounded else last / first if first > 0 or raised is not None or bare is not None else 0.0
         record = recording.optimizers[0] if recording.optimizers else None
         observed = len({seen.step for o in recording.operations for seen in o.observed})
         moving = 2 * recording.notes.get("steps_aside", 0) >= max(1, observed)
-        place = raised.called if raised is not None else bare.called if bare is not None else record.built or record.stepped if record is not None else None
-        yield Measurement(value=value, location=place, cap="info" if moving else None, order=EXACT if raised is not None or bare is not None else None,
-                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded, "raised": recording.losses[0].op if raised else "",
-                                    "bare": bare is not None})
+        yield Measurement(value=10.0 if unbounded else last / first if first > 0 or sign is not None else 0.0,
+                          location=sign.called if sign is not None else record.built or record.stepped if record is not None else None,
+                          cap="info" if moving else None, order=EXACT if sign is not None else None,
+                          evidence={"first_fifth": first, "last_fifth": last, "unbounded": unbounded,
+                                    "raised": recording.losses[0].op if raised is not None else "", "bare": bare is not None})
 
     def message(self, m: Measurement) -> str:
         first, last, raised = m.evidence["first_fifth"], m.evidence["last_fifth"], m.evidence["raised"]
@@ -83,11 +83,7 @@ class LossDivergence(Rule):
         chosen = largest_lr(recording)
         cures = [Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip",
                               span=recording.optimizers[0].stepped if recording.optimizers else None, arguments={"max_norm": 1.0})]
-        if chosen is not None:
-            lr, record = chosen
-            cures.insert(0, Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / 10:g}", kind="optimizer", span=record.built,
-                                         arguments={"lr": lr / 10, "old": lr}))
-        return tuple(cures)
+        return (*(lowered(*chosen, 10) if chosen is not None else ()), *cures)
 
 
 def _raised(recording: Recording) -> Operation | None:

@@ -1,8 +1,10 @@
 """Update ratios and learning rates over a run, as the optimizer rules read them."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.flow import updates_by_step
 from gradcheck_doctor.rules.progress import phase
@@ -24,10 +26,22 @@ def stepping(recording: Recording) -> list[OptimizerRecord]:
 
 
 def largest_lr(recording: Recording) -> tuple[float, OptimizerRecord] | None:
-    """The largest learning rate in use and its optimizer."""
+    """The largest learning rate in use and its optimizer; nan where none is known (Adafactor's, a loop's own)."""
     pairs = [(g.initial_lr if g.initial_lr is not None and g.initial_lr > g.lr else g.lr, o) for o in stepping(recording) for g in o.groups
              if o.name not in LINE_SEARCH]
-    return max(pairs, key=lambda pair: pair[0], default=None)
+    return max(pairs, key=lambda pair: pair[0] if math.isfinite(pair[0]) else -1.0, default=None)
+
+
+def lowered(lr: float, record: OptimizerRecord, *factors: float) -> list[Prescription]:
+    """Lower rates to try; none where the rate is not known."""
+    place = record.built or record.stepped
+    return [Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=place,
+                         arguments={"lr": lr / f, "old": lr}) for f in factors] if math.isfinite(lr) else []
+
+
+def at_rate(name: str, lr: float) -> str:
+    """"SGD with lr 0.1"; the name alone where the rate is not known."""
+    return f"{name} with lr {lr:g}" if math.isfinite(lr) else name
 
 
 def dead_share(recording: Recording) -> float:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, loss_input, mild
+from gradcheck_doctor.rules.flow import location, loss_input
+from gradcheck_doctor.rules.progress import mild
 
 
 class CollapsedOutput(Rule):

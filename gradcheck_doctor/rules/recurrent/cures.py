@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.ways import LAYERS, before
 
 REPEATS = 8            # times one weight is applied in a forward before we call it a recurrence
 
@@ -46,16 +47,8 @@ def _fed_back(recording: Recording, operation: Operation) -> bool:
 
 def _leads(recording: Recording, starts: Sequence[int], end: int, weights: bool) -> bool:
     """A way leads from one of `starts` to `end`; through other layers with weights only if `weights`."""
-    goals, seen, stack = set(starts), {end}, [end]
-    while stack:
-        for producer in recording.operations[stack.pop()].producers:
-            if producer in goals:
-                return True
-            maker = recording.operations[producer]
-            if producer not in seen and (weights or not maker.parameters or maker.category not in ("layer", "recurrent", "attention")):
-                seen.add(producer)
-                stack.append(producer)
-    return False
+    makers = before(recording, [end], lambda o: weights or not o.parameters or o.category not in LAYERS)
+    return any(maker.index in starts for maker in makers)
 
 
 def length(recording: Recording, operation: Operation) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.rules.recurrent.cures import length
 
 LONG = 20              # time steps over which a forget gate of sigmoid(1) = 0.73 leaves 2e-3

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Event, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import adversarial, mild
+from gradcheck_doctor.rules.progress import adversarial, mild
 
 MEASURING = 1e4        # a threshold this large is there to measure the norm
 SMALL = 0.05           # a clip threshold, divided by the loss scale, that lets (nearly) nothing through

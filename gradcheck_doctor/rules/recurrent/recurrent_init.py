@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import mild
+from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.rules.recurrent.cures import length, recurrent_operations
 
 FORGETFUL = 0.8        # after ten steps a tenth is left

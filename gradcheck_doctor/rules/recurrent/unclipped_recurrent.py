@@ -7,8 +7,9 @@ from statistics import median
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, location, phase_start
+from gradcheck_doctor.rules.flow import location
 from gradcheck_doctor.rules.gradients.gradient_spike import WINDOW, spikes_of
+from gradcheck_doctor.rules.progress import learned, phase_start
 from gradcheck_doctor.rules.recurrent.cures import clip, clips, length, recurrent_operations
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, progress, weight
+from gradcheck_doctor.rules.flow import weight
+from gradcheck_doctor.rules.progress import learned, progress
 
 NEARLY_ALL = 0.5       # of the elements of all layers' weights
 

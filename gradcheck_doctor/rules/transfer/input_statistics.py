@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import location, mild, weight
+from gradcheck_doctor.rules.flow import location, weight
+from gradcheck_doctor.rules.progress import mild
 
 FRESH = "torch default"
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import learned, phase_start
+from gradcheck_doctor.rules.optimizer.readings import lowered
+from gradcheck_doctor.rules.progress import learned, phase_start
 
 
 class UnwarmedHead(Rule):
@@ -49,7 +50,5 @@ class UnwarmedHead(Rule):
                 f"rate {m.evidence['lr']:g}")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        lr = m.evidence["lr"]
-        return (Prescription("freeze-backbone", "Freeze the pretrained part while the head warms up", kind="optimizer", modules=m.modules, span=m.location),
-                Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / 10:g}", kind="optimizer", span=m.location,
-                             arguments={"lr": lr / 10, "old": lr}))
+        freeze = Prescription("freeze-backbone", "Freeze the pretrained part while the head warms up", kind="optimizer", modules=m.modules, span=m.location)
+        return (freeze, *lowered(m.evidence["lr"], recording.optimizers[-1], 10))
