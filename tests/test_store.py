@@ -105,8 +105,8 @@ def test_the_loss_between_observed_steps_is_written_every_few_seconds(tmp_path, 
 
 def test_nan_and_infinity_survive(tmp_path):
     monitor, store = train(tmp_path / "run.db", steps=3)
-    monitor.steps.put(1, StepRecord(step=1, loss=math.nan, grad_norm=math.inf))
-    monitor.curve[1] = (1, math.nan)
+    monitor.steps.rows.put(1, StepRecord(step=1, loss=math.nan, grad_norm=math.inf))
+    monitor.steps.curve[1] = (1, math.nan)
     store._stale = True
     store.ended(monitor.recording(), "ended")
     recording = read(str(tmp_path / "run.db")).recording

@@ -45,7 +45,7 @@ class Metrics:
 
     def take(self) -> dict[str, float]:
         """What is new since the last call; {} when nothing is."""
-        steps = self.monitor.steps
+        steps = self.monitor.steps.rows
         judged, self._judged = self._judged, False
         if not steps or steps[-1].step == self._logged:
             return dict(self._verdict) if judged else {}
@@ -57,7 +57,7 @@ class Metrics:
         if self.monitor.observer.roots.data_sharded:
             return {}
         found = {}
-        norm = self.monitor.steps[-1].grad_norm
+        norm = self.monitor.steps.rows[-1].grad_norm
         if norm is not None:
             found["doctor/grad_norm"] = norm
         latest = (next((row.update_ratio for row in reversed(rows[-RECENT:]) if row.update_ratio is not None), None) for rows in self.monitor.parameter_steps.values())

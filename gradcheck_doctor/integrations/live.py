@@ -39,7 +39,7 @@ class LiveLine:
         if now - self._drawn < SECONDS or not self.at_line_start or os.getpid() != self._owner:
             return
         self._drawn = now
-        loss = f"loss {monitor.curve[-1][1]:.4g}" if monitor.curve else ""
+        loss = f"loss {monitor.steps.curve[-1][1]:.4g}" if monitor.steps.curve else ""
         words = " | ".join(w for w in (self._health or "watching", f"step {monitor.step}", loss, self._worst) if w)
         self._write(CLEAR + f"doctor: {words}"[: self._width() - 1])
         self._shown = True

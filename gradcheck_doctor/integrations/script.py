@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gradcheck_doctor.errors import DoctorError, TargetError
-from gradcheck_doctor.records.findings import NOTHING_SEEN, SOURCE
+from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN, SOURCE
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.records.sites import BlindSpot
 from gradcheck_doctor.records.sources import digest
@@ -103,9 +103,10 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
 
 def _honest(recording: Recording) -> Recording:
     """A run that never trained says so: without findings it would pass for healthy."""
-    if recording.total_steps or recording.events_of("backward"):
+    if recording.total_steps:
         return recording
-    return replace(recording, blind_spots=(*recording.blind_spots, BlindSpot("", NOTHING_SEEN)))
+    reason = NO_STEP if recording.events_of("backward") else NOTHING_SEEN
+    return replace(recording, blind_spots=(*recording.blind_spots, BlindSpot("", reason)))
 
 
 def _facts(name: str, ended: str, monitor: Any) -> dict[str, Any]:

@@ -88,6 +88,9 @@ def record(observer: Observer, func: Callable[..., Any], named: tuple[str, bool]
 
 
 def _parameter(observer: Observer, tensor: Tensor) -> Tensor | None:
+    """The weight that a tensor is, or is a view of; not what is handed to the model, though it may be a leaf: an image that is optimised, or attacked."""
+    if observer.scope.stack and id(tensor) in observer.scope.argument_names and observer.roots.parameter(tensor) is None:
+        return None
     if tensor.requires_grad and tensor.is_leaf or isinstance(tensor, torch.nn.Parameter):
         return tensor
     return observer.graph.aliased(tensor)

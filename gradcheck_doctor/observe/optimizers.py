@@ -23,6 +23,14 @@ def _number(value: Any, otherwise: Any = math.nan) -> Any:
     return float(value) if isinstance(value, (int, float, Tensor)) and (not isinstance(value, Tensor) or value.numel() == 1) else otherwise
 
 
+class WaitingOptimizer:
+    """An optimizer that was built and has not stepped yet; of its parameters the ids."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, built: Span | None) -> None:
+        self.name, self.built = type(optimizer).__name__, built
+        self.held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 class KnownOptimizer:
     """An optimizer that steps parameters we watch; does not keep it alive."""
 

@@ -1,8 +1,9 @@
 """Everything a monitor has seen so far, as one recording."""
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from gradcheck_doctor.observe.build import blind_spots, input_records, loss_reco
 from gradcheck_doctor.observe.build import kept as indices
 from gradcheck_doctor.observe.hidden import rows as hidden
 from gradcheck_doctor.observe.parameters import stays_equal
-from gradcheck_doctor.observe.source import zeroed_between
+from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Recording
 
@@ -27,15 +28,17 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
     book.take(observer, everything=True)
     kept = operations(observer, book, kind, since)
     modules = module_records(observer)
-    held = {key for o in known for key in o.held}
-    parameters = tuple(replace(record, in_optimizer=(key in held) if known else None,
+    held = {key for o in known for key in o.held} | (monitor.own.held if monitor.own.begun else set())
+    parameters = tuple(replace(record, in_optimizer=(key in held) if held else None,
                                rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
                        for key, (tensor, record) in book.records.items())
     names = {key: record.name for key, (_, record) in book.records.items()}
-    optimizers = tuple(o.record(names) for o in known)
+    read = sources(files_of(monitor))
+    changing = next((span for source in read for span in source.own_updates), None)
+    optimizers = (*([monitor.own.record(names, changing)] if monitor.own.begun else []), *(o.record(names) for o in known))
     models = [observer.roots.roots[i] for i in observer.roots.models()]
     first = next(iter(models[0].parameters())) if models else None
-    steps, curve = monitor.light(since)
+    steps, curve = monitor.steps.since(since)
     losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
     return Recording(
         kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
@@ -46,8 +49,22 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
         probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules),
         notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
-               "thrown_away": thrown_away(monitor),
+               "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
+
+
+def files_of(monitor: Monitor) -> tuple[str, ...]:
+    """The user's files that make the models, and the one that trains them."""
+    trains = [e.span.file for e in monitor.events if e.kind == "backward" and e.span is not None][:1]
+    return tuple(dict.fromkeys([*user_files(monitor.observer.roots.roots, monitor.log), *map(os.path.realpath, trains)]))
+
+
+def idle(monitor: Monitor, names: Mapping[int, str], read: Sequence[Source]) -> list[dict[str, Any]]:
+    """Optimizers of watched parameters that were there when training began and never stepped, with a statement that names a step without calling it."""
+    stepped = {key for o in monitor.optimizers() if o.steps for key in o.held}
+    waiting = [o for o in monitor.waiting or () if not o.held & stepped and o.held & names.keys()]
+    uncalled = next((span for source in read for span in source.uncalled_steps), None)
+    return [{"optimizer": o.name, "built": o.built, "parameters": [names[key] for key in o.held if key in names], "uncalled": uncalled} for o in waiting]
 
 
 def thrown_away(monitor: Monitor) -> list[dict[str, Any]]:

@@ -156,6 +156,7 @@ class Scope:
         self._handles: list[RemovableHandle] = []
         self._thread = get_ident()
         self.on_first: Callable[[], None] | None = None            # called once, when the first module runs
+        self.on_again: Callable[[], None] | None = None            # called when an outermost module runs
         self.on_passed: Callable[[Any, Any], None] | None = None
         self.on_dark: Callable[[nn.Module, Any, Any], None] | None = None          # called behind a module that ran without gradients
         self._inside: dict[int, Any] = {}
@@ -175,7 +176,7 @@ class Scope:
         self._handles = []
         self.steps_aside += self._aside
         self._aside = False
-        self.on_first = None
+        self.on_first = self.on_again = None
         self.stack.clear()
         self._inside.clear()
 
@@ -187,6 +188,8 @@ class Scope:
             return
         started = perf_counter()
         stack, roots = self.stack, self.roots
+        if self.on_again is not None and not stack:
+            self.on_again()
         if roots.knows(module) or self._met(module):
             if self.on_first is not None:
                 self.on_first()

@@ -133,7 +133,7 @@ def global_norm(norms: Iterable[float | None]) -> float | None:
 def left_over(parameter: Tensor) -> bool:
     """Whether a sample of the gradient holds anything but zeros."""
     gradient = parameter.grad
-    return gradient is not None and not gradient.is_sparse and bool(_pick(gradient).any())
+    return gradient is not None and not gradient.is_sparse and bool(sample(gradient).any())
 
 
 def any_gradient(parameter: Tensor) -> bool:
@@ -150,7 +150,7 @@ def _spacing(count: int) -> int:
     return max(BLOCK, count // BLOCKS - BLOCK - 1)
 
 
-def _pick(tensor: Tensor) -> Tensor:
+def sample(tensor: Tensor) -> Tensor:
     """At most `SAMPLE` elements, in evenly spaced blocks that lie in one line of cache each; a view where the layout allows."""
     value = local(tensor.detach() if tensor.requires_grad else tensor)
     count = value.numel()
@@ -220,7 +220,7 @@ class _Kind:
         self.members, self.half = members, precision in HALF
         dtype = torch.float64 if precision == torch.float64 else torch.float32
         self.places = _where(members)
-        self.views = [_pick(p) for p in members]
+        self.views = [sample(p) for p in members]
         sizes = [v.numel() for v in self.views]
         self.tables = torch.zeros(2, len(members), SAMPLE, device=device, dtype=dtype)
         self.old, self.change = self.tables.unbind(0)
@@ -234,14 +234,14 @@ class _Kind:
         An update is wanted where the gradient is not 0; without a usable gradient, where the value moved.
         """
         old, change = self.old, self.change
-        torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [_pick(p) for p in self.members])
+        torch._foreach_copy_(self.new_rows, self.views if _where(self.members) == self.places else [sample(p) for p in self.members])
         change -= old
         sizes = torch.linalg.vector_norm(self.tables, dim=2).div_(self.roots)                   # before, change
         if not self.half:
             return sizes.T
         gradient = torch.zeros_like(old)
         rows = [row[:v.numel()].view(v.shape) for row, v in zip(gradient.unbind(0), self.views, strict=True)]
-        source = [_pick(p.grad) if p.grad is not None and not p.grad.is_sparse else moved for p, moved in zip(self.members, self.new_rows, strict=True)]
+        source = [sample(p.grad) if p.grad is not None and not p.grad.is_sparse else moved for p, moved in zip(self.members, self.new_rows, strict=True)]
         torch._foreach_copy_(rows, [g if g.shape == moved.shape else moved for g, moved in zip(source, self.new_rows, strict=True)])
         active = gradient.ne_(0.0)
         wanted = active.sum(1)

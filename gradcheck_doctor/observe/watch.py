@@ -1,14 +1,13 @@
 """Watches any training loop: windows between optimizer steps, some of them observed in full, the others by loss and gradient norm only.
 
-A window ends when an optimizer's step ends. Nothing is patched on the user's objects; the global hooks of torch.optim mark the steps,
-and `Tensor.backward` is wrapped while attached so that the loss of every step is known.
+A window ends when an optimizer's step ends, or with backward where the loop changes the weights without one. Nothing is patched on the user's
+objects; the global hooks of torch.optim mark the steps, and `Tensor.backward` is wrapped while attached so that the loss of every step is known.
 """
 from __future__ import annotations
 
 import math
 import sys
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -23,15 +22,16 @@ from gradcheck_doctor.observe.build import ParameterBook
 from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
-from gradcheck_doctor.observe.optimizers import KnownOptimizer
+from gradcheck_doctor.observe.optimizers import KnownOptimizer, WaitingOptimizer
+from gradcheck_doctor.observe.own_loop import OwnLoop
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.recorded import recorded
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
-from gradcheck_doctor.observe.step_losses import StepLosses
+from gradcheck_doctor.observe.step_log import StepLog
 from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
 from gradcheck_doctor.records.lazy import Lazy
-from gradcheck_doctor.records.recording import Event, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.records.recording import Event, ParameterStep, Recording
 
 FULL_FIRST = 64        # observed steps that look at everything
 FULL_SHARE = 0.25      # later ones that do, as a share of all steps, spread
@@ -69,11 +69,12 @@ class Monitor:
         self.facts = facts.Facts()
         self.ranks = Ranks(channel)
         self.step = 0
-        self.steps = Lazy(_step_record)
-        self.curve: list[tuple[int, float]] = []
-        self.events: list[Event] = []
+        self.steps = StepLog()
+        self.events, self._counts = list[Event](), dict[str, int]()
         self.parameter_steps: dict[int, Lazy[ParameterStep]] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
+        self.own = OwnLoop(self.observer, self.book)
+        self.waiting: list[WaitingOptimizer] | None = None          # optimizers that were there before the first step of any
         self._norms: dict[int, float | None] = {}
         self._gradients = GradientSample()
         self._exact = exact
@@ -81,12 +82,10 @@ class Monitor:
         self._brief = False                                         # this step is looked at briefly: loss and gradient norms
         self._price = 0.0                                           # of being called by torch at all
         self._scale = 1.0
-        self._losses = StepLosses()
         self._light: list[Tensor] = []
-        self._backwards = 0
-        self._updates: Updates | None = None
+        self._backwards = self.backwards = 0                        # in this window, and in all
+        self._updates: Updates | OwnLoop | None = None
         self._foreign: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
-        self._counts: dict[str, int] = {}
         self._handles: list[Any] = []
         self._backward_calls = BackwardCalls(self.observer, self._light_backward)
         self._clip_seen = self._early_clip_seen = False
@@ -110,6 +109,8 @@ class Monitor:
 
     def detach(self) -> None:
         attached = bool(self._handles)
+        if self.observer.active and self._backwards and not self.step:
+            self.observer.finish_step()                             # there was no step at all: what the first window saw is all there is
         self.observer.close()
         for handle in self._handles:
             handle.remove()
@@ -132,13 +133,13 @@ class Monitor:
         """Begin the window that ends with the next optimizer step."""
         observer, schedule = self.observer, self.schedule
         self._backwards = 0
-        self._losses.begin()
+        self.steps.losses.begin()
         if self.ranks.channel is not None:
             schedule.agreed = self.ranks.join()
         self._brief = False
         if schedule.wants(self.step):
             self._norms, self._updates = {}, None
-            observer.exact = self._exact or schedule.dense(self.step)
+            observer.exact = self._exact or not self.steps.finite or schedule.dense(self.step)
             turn = schedule.observed // schedule.together
             if not observer.exact and turn >= FULL_FIRST and turn * GOLDEN % 1.0 >= self.full_share:
                 self._brief = True
@@ -167,11 +168,15 @@ class Monitor:
 
     def _on_backward(self, loss: Tensor) -> None:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
-        for known in self._optimizers.values():
+        stepping: list[KnownOptimizer | OwnLoop] = [*self._optimizers.values(), self.own]
+        for known in stepping:
             if known.steps and not known.zeroed:
                 known.zeroed = not any(map(left_over, known.some(50)))
         if self._backwards == 0:
             self.book.take(self.observer)
+            if self.waiting is None:
+                built = self.log.optimizers.items() if self.log is not None and not self.only else ()
+                self.waiting = [WaitingOptimizer(o, span) for o, span in built] + [WaitingOptimizer(o, k.built) for k in self.optimizers() if (o := k.ref())]
             self.facts.before_backward(self.observer, loss)
             self._event("backward", span=self.observer.span_at(sys._getframe(4)))
 
@@ -184,18 +189,45 @@ class Monitor:
         observer = self.observer
         start = observer.clock()
         try:
+            alone = not self._optimizers
+            if alone and not self.own.begun:
+                self._look_for_own_step()                           # the first one ended before the forward that led here
+                observer.scope.on_again = None if self.own.begun or not observer.active else self._look_for_own_step
             self._backwards += 1
+            self.backwards += 1
             with torch._C.DisableTorchFunction():                   # our own mode may be on
                 if loss.numel() == 1:
-                    self._losses.take(loss)
+                    self.steps.losses.take(loss)
                 if self._brief:
                     self._after_backward()
                 elif not observer.active and self._optimizers and self.schedule.wants_norm(self.step, start):
                     self._norm_between()
                     self.schedule.norm_taken(observer.clock() - start)
+            if alone and self.own.begun:
+                self._own_step()
         except Exception as error:
             observer.fail(error)
         observer.seconds += observer.clock() - start
+        if alone and self.own.begun:
+            self._stepped()
+
+    def _look_for_own_step(self) -> None:
+        """Behind a backward, or where a forward begins after one: do the weights move without an optimizer?"""
+        norms = self._norms
+        if not self._optimizers and self.own.moved(norms):
+            self._norms = self.own.norms
+            self._own_step()
+            self._norms, self.own.moving = norms, False             # what the first step changed is counted
+
+    def _own_step(self) -> None:
+        """A step of a loop that changes the weights itself ended: they change in the window that opens."""
+        if self.observer.active:
+            self.observer.rest()
+            self._updates = self.own if self.own.moving else None
+        self._close_window(self.own)
+        self._open_window()
+        if self.observer.active:
+            self.own.compare()
 
     def _norm_between(self) -> None:
         """The gradient norm of a step that is not observed."""
@@ -222,10 +254,9 @@ class Monitor:
                 self.ranks.clips.append(self.ranks.square(((p, self._norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))
             name, threshold, span = value
             scaled = self._scale != 1.0 and still_scaled((p for p, _ in self.book.records.values()), self._norms)
-            self._event(name, span=span, value=threshold, before=self._global(), detail={"scale": self._scale} if scaled else {})
+            self._event(name, span=span, value=threshold, before=self._unscaled(global_norm(self._norms.values())), detail={"scale": self._scale} if scaled else {})
 
-    def _global(self) -> float | None:
-        norm = global_norm(self._norms.values())
+    def _unscaled(self, norm: float | None) -> float | None:
         return None if norm is None else norm / self._scale
 
     def _event(self, kind: str, **more: Any) -> None:
@@ -244,7 +275,7 @@ class Monitor:
                 self._foreign[id(optimizer)] = weakref.ref(optimizer)
                 return None
             built = self.log.optimizers.get(optimizer) if self.log is not None else None
-            number = len(self._optimizers)
+            number = len(self._optimizers) + self.own.begun
             if known is not None:
                 self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
             schedule = self.log.schedules.get(optimizer) if self.log is not None else None
@@ -273,8 +304,8 @@ class Monitor:
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
                 with torch._C.DisableTorchFunction():
+                    known.updates.before(known.parameters())
                     self._updates = known.updates
-                    self._updates.before(known.parameters())
                     if not self._norms and self._backwards:
                         self._after_backward()
                     if self._backwards and not any(a is not None for a in (*args, *kwargs.values()) if a is not optimizer):
@@ -298,15 +329,18 @@ class Monitor:
             observer.fail(error)
             observer.close()
         observer.seconds += observer.clock() - start
+        self._stepped()
+
+    def _stepped(self) -> None:
+        """A step ended."""
         if self.on_step is not None:
             self.on_step(self)
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
             self.stop()
 
-    def _close_window(self, known: KnownOptimizer) -> None:
+    def _close_window(self, known: KnownOptimizer | OwnLoop) -> None:
         observer, step = self.observer, self.step
         observed = observer.active or self._brief
-        loss, late = self._losses.mean(self._scale)
         norm: float | None = None
         if observed:
             norm = self._finish_step(known)
@@ -314,15 +348,8 @@ class Monitor:
             norm = math.sqrt(sum(n * n for n in torch.stack([n.float() for n in self._light]).tolist())) / self._scale
             self._light = []
         rate = known.step_ended()
-        if loss is not None or late is not None or observed or norm is not None:
-            if late is not None:
-                self._losses.leave(late, len(self.steps))
-            self.steps.add(step, loss, norm, rate, self._backwards, observed and known.stale, known.number)
-            if loss is not None:
-                self._note_loss(step, loss)
+        self.steps.ended(step, self._scale, norm, rate, self._backwards, observed and known.stale, known.number, observed=observed)
         self.step = step + 1
-        if observed or self._losses.many:
-            self._settle()
         if observed:
             if observer.active and known.look():
                 observer.changed = True
@@ -332,7 +359,7 @@ class Monitor:
                 self.on_observed(self)
         self.schedule.spent = self.seconds
 
-    def _finish_step(self, known: KnownOptimizer) -> float | None:
+    def _finish_step(self, known: KnownOptimizer | OwnLoop) -> float | None:
         """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
         observer = self.observer
         add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
@@ -342,32 +369,13 @@ class Monitor:
             observer.finish_step()
         if self.ranks.joined:
             self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
-        norm = global_norm(map(self._norms.get, known.held))
-        return None if norm is None else norm / self._scale
-
-    def _settle(self) -> None:
-        """Fill in the losses that were still on a device."""
-        for place, value in self._losses.read():
-            record = replace(self.steps[place], loss=value)
-            self.steps.put(place, record)
-            self._note_loss(record.step, value)
-
-    def _note_loss(self, step: int, value: float) -> None:
-        self.curve.append((step, value))
-        if not math.isfinite(value):
-            self._exact = True                                      # where it comes from must not be missed by a sample
+        return self._unscaled(global_norm(map(self._norms.get, known.held)))
 
     def optimizers(self) -> list[KnownOptimizer]:
         """In the order in which they were met."""
         return sorted(self._optimizers.values(), key=lambda o: o.number)
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
-    def light(self, since: int) -> tuple[tuple[StepRecord, ...], tuple[tuple[int, float], ...]]:
-        """Step records and loss curve of the steps after `since`: what is known of every step, observed or not."""
-        self._settle()
-        return (tuple(self.steps[bisect_right(self.steps, since, key=lambda s: s.step):]),
-                tuple(self.curve[bisect_right(self.curve, since, key=lambda point: point[0]):]))
-
     def recording(self, kind: str = "run", *, since: int = -1, **probe: Any) -> Recording:
         """Everything seen so far, as an immutable record; its time series only from after step `since`."""
         return recorded(self, kind, since, probe)
@@ -389,7 +397,3 @@ class Monitor:
             self.gathered()
         except Exception as error:
             self.observer.fail(error)
-
-
-def _step_record(step: int, loss: float | None, norm: float | None, rate: float | None, backwards: int, stale: bool, optimizer: int) -> StepRecord:
-    return StepRecord(step=step, loss=loss, grad_norm=norm, lr=rate, backwards=backwards, stale_gradient=stale, optimizer=optimizer)

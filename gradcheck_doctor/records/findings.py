@@ -10,6 +10,8 @@ from gradcheck_doctor.records.sites import Span
 #: The blind spot of a run of which nothing can be said.
 NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; processes that the script starts itself are not watched, "
                 "start them with torchrun")
+#: That of one whose weights nothing changed.
+NO_STEP = "no optimizer stepped and no weight changed: what only shows in the course of a training was not judged"
 SOURCE = "source_sha256"                      # in a report's probe: the digest of the file it is about
 SEVERITIES = ("info", "warning", "error")     # in rising order
 
@@ -127,12 +129,14 @@ class ReportData:
     @property
     def nothing_seen(self) -> bool:
         """A run without findings because there was nothing to find them in."""
-        return self.verdict == "healthy" and any(spot.reason == NOTHING_SEEN for spot in self.blind_spots)
+        return self.verdict == "healthy" and any(spot.reason in (NOTHING_SEEN, NO_STEP) for spot in self.blind_spots)
 
     @property
     def headline(self) -> str:
         """The verdict as people read it."""
-        return "nothing observed" if self.nothing_seen else self.verdict
+        if not self.nothing_seen:
+            return self.verdict
+        return "nothing observed" if any(spot.reason == NOTHING_SEEN for spot in self.blind_spots) else "no training observed"
 
     @property
     def fixable(self) -> int:

@@ -99,7 +99,7 @@ class Store:
     # -- as a monitor calls it ------------------------------------------------------------------------------------------------------------
     def step(self, monitor: Any) -> None:
         """An optimizer step ended."""
-        self.write_light(monitor.light)
+        self.write_light(monitor.steps.since)
 
     def observed(self, monitor: Any) -> None:
         """An observed step ended."""

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 
+BACKWARDS = 30         # without a step, from which on no accumulation of gradients explains it
+
 
 class UnoptimizedParameter(Rule):
-    """A trainable parameter takes part in training but no optimizer holds it.
+    """A trainable parameter takes part in training but no optimizer steps it.
 
     What it measures: share of the trainable elements that ran and got a gradient but are in no optimizer's groups; layers in a plain Python list
-    count, since `parameters()` does not see them.
+    count, since `parameters()` does not see them. Also optimizers that hold the weights and never take a step.
 
     Why it matters: those layers keep their random start for ever, silently.
 
-    When it is harmless: parameters updated by hand, an optimizer that steps only later.
+    When it is harmless: parameters updated by hand (a loop that changes its weights itself, without an optimizer, is not judged), an optimizer that
+    steps only later.
 
     Sources: exact.
     """
@@ -29,11 +33,18 @@ class UnoptimizedParameter(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        if not recording.optimizers or recording.total_steps < 3:
+        never = next(iter(recording.notes.get("idle", ())), None)
+        if never is not None and not recording.total_steps and recording.notes["backwards"] >= BACKWARDS and _in_training(recording):
+            yield self._never(recording, never, never["parameters"])
+        if not recording.optimizers or recording.total_steps < 3 or recording.optimizers[0].own or _input_trained(recording):
             return
         missing = [p for p in recording.parameters if p.trainable and p.in_optimizer is False and p.tied_to is None
                    and any(r.grad_norm for r in recording.parameter_steps.get(p.name, ()))]
         if not missing:
+            return
+        names = {p.name for p in missing}
+        if never is not None and names <= set(never["parameters"]):
+            yield self._never(recording, never, sorted(names))
             return
         orphans = [o for o in recording.notes.get("orphans", ()) if any(p.module.startswith(o["module"]) for p in missing)]
         total = sum(p.count for p in recording.parameters if p.trainable)
@@ -43,13 +54,34 @@ class UnoptimizedParameter(Rule):
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
                           evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans)})
 
+    def _never(self, recording: Recording, row: Mapping[str, Any], names: Sequence[str]) -> Measurement:
+        modules = tuple(dict.fromkeys(p.module for n in names if (p := recording.parameter.get(n)) is not None))
+        return Measurement(value=1.0, location=row["uncalled"] or row["built"], modules=modules,
+                           evidence={"parameters": list(names)[:8], "count": len(names), "optimizer": row["optimizer"],
+                                     "backwards": recording.notes["backwards"], "uncalled": row["uncalled"] is not None})
+
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "optimizer" in e:
+            why = "; step stands here without its brackets" if e["uncalled"] else ""
+            return f"{e['optimizer']} holds {e['count']} parameters that get gradients and never takes a step, in {e['backwards']} backward passes{why}"
         why = f"; {e['unregistered']} of their modules are in a plain Python container that nn.Module does not see" if e["unregistered"] else ""
         return f"{e['count']} parameters get gradients but are in no optimizer ({', '.join(e['parameters'][:2])}){why}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "optimizer" in m.evidence:
+            return (Prescription("call-step", "Call the optimizer's step() behind backward", kind="optimizer", span=m.location if m.evidence["uncalled"] else None),)
         if m.evidence["unregistered"]:
             return (Prescription("register-modules", "Keep the layers in an nn.ModuleList", kind="optimizer", span=m.location, modules=m.modules),)
         record = recording.optimizers[0]
         return (Prescription("add-parameters", "Give the optimizer these parameters", kind="optimizer", span=record.built, modules=m.modules),)
+
+
+def _input_trained(recording: Recording) -> bool:
+    """An image is optimised through a model that stays as it is: style transfer, feature visualisation."""
+    return any(o.category == "input" and o.requires_grad for o in recording.operations) and not any(p.in_optimizer for p in recording.parameters)
+
+
+def _in_training(recording: Recording) -> bool:
+    """The models are in training mode: gradients of a finished one may be wanted for their own sake (saliency, Fisher information)."""
+    return any(m.training for m in recording.modules if not m.path) or not recording.modules

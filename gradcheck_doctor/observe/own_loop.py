@@ -1,0 +1,103 @@
+"""Loops that change the weights themselves, with no optimizer of torch to tell when a step ends."""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gradcheck_doctor.observe.updates import Updates, sample
+from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
+from gradcheck_doctor.records.sites import Span
+
+if TYPE_CHECKING:
+    from gradcheck_doctor.observe.build import ParameterBook
+    from gradcheck_doctor.observe.observer import Observer
+
+OFTEN = 64             # looks at the weights; then after twice, four times as many
+ALIKE = 0.01           # by how much the ratios of change and gradient may differ for one learning rate to explain them
+
+
+class OwnLoop:
+    """What a monitor knows of such a loop, as it knows it of an optimizer.
+
+    Weights that moved from one backward to the next, although no optimizer stepped, show that it is one (`begun`). Its steps then end with
+    backward: the weights change between two of them, behind the gradients of one step and in front of the forward of the next.
+    """
+
+    number = 0
+    name = "the loop's own update"
+    steps = 0
+    begun = False
+    moving = False                          # the weights changed since `compare`, or will before the window ends
+    zeroed, stale = True, False
+
+    def __init__(self, observer: Observer, book: ParameterBook) -> None:
+        self._observer, self._book = observer, book
+        self._updates = Updates()
+        self._gradients: dict[int, float] = {}                      # rms of a sample of each gradient, when the weights were looked at
+        self._rates: list[float] = []
+        self._looks = 0
+        self.held = set[int]()                                      # ids of the parameters that it was seen to change
+        self.norms: dict[int, float | None] = {}                    # of the gradients of the first backward
+        self._looked = 0
+
+    def parameters(self) -> list[Tensor]:
+        """Those of modules, and bare tensors that are used as weights."""
+        known = [p for p, _ in self._book.records.values()]
+        bare = [p for node in self._observer.graph.nodes for p in node.parameters if p.is_leaf]
+        return list({id(p): p for p in (*known, *bare)}.values())
+
+    def some(self, number: int) -> Iterator[Tensor]:
+        """The first few parameters that it was seen to change."""
+        return itertools.islice((p for p in self.parameters() if id(p) in self.held), number)
+
+    def look(self) -> bool:
+        """As of an optimizer's groups: nothing new."""
+        return False
+
+    def step_ended(self) -> None:
+        """Count a step."""
+        self.steps += 1
+
+    def compare(self) -> None:
+        """The weights as they are now, behind a backward, are those that the next look at them is compared with."""
+        self.moving = True
+        with torch._C.DisableTorchFunction():
+            parameters = self.parameters()
+            self._updates.before(parameters)
+            held = [(id(p), p.grad) for p in parameters if p.grad is not None and not p.grad.is_sparse and p.grad.numel()]
+            norms = torch.stack([sample(g).float().square().mean() for _, g in held]).sqrt().tolist() if held else []
+            self._gradients = {key: norm for (key, _), norm in zip(held, norms, strict=True)}
+
+    def finish(self) -> dict[int, tuple[list[float], int]]:
+        """What became of the weights since `compare`, as `Updates.finish` gives it."""
+        with torch._C.DisableTorchFunction():
+            found = self._updates.finish()
+        ratios = [row[1] / self._gradients[key] for key, (row, _) in found.items() if row[1] > 0.0 and self._gradients.get(key, 0.0) > 0.0]
+        self._looks += 1
+        self.held.update(key for key, (row, _) in found.items() if row[1] > 0.0)
+        if ratios and max(ratios) <= (1.0 + ALIKE) * min(ratios):
+            self._rates.append(median(ratios))
+        return found
+
+    def moved(self, norms: dict[int, float | None]) -> bool:
+        """Have the weights changed since the first backward, which left gradients of these `norms`? Looks ever more rarely."""
+        self._looked += 1
+        if self._looked == 1:
+            self.norms = norms
+            self.compare()
+        elif self._looked <= OFTEN or self._looked.bit_count() == 1:
+            self.finish()
+            self.begun = bool(self.held)
+        return self.begun
+
+    def record(self, names: Mapping[int, str], place: Span | None) -> OptimizerRecord:
+        """Like an optimizer's: the rate is the ratio of change and gradient, nan where that is not one number; `place` is where the weights change."""
+        lr = float(f"{median(self._rates):.3g}") if self._rates and 2 * len(self._rates) >= self._looks else math.nan
+        group = OptimizerGroup(lr=lr, parameters=tuple(names[key] for key in self.held if key in names))
+        return OptimizerRecord(self.name, (group,), stepped=place, steps=self.steps, own=True)

@@ -1,0 +1,231 @@
+"""Loops that change the weights themselves: their steps are found, and nothing about them changes."""
+import math
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gradcheck_doctor as doctor
+from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.observe.watch import Monitor
+from gradcheck_doctor.rules.engine import diagnose
+
+X = torch.randn(256, 10, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] * X[:, 1] > 0).long()
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+
+
+class OwnMomentum:
+    """An optimizer that is none of torch's."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.speed = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self):
+        for p, v in zip(self.parameters, self.speed, strict=True):
+            v.mul_(0.9).add_(p.grad)
+            p.sub_(0.05 * v)
+
+
+def in_place(net):
+    with torch.no_grad():
+        for p in net.parameters():
+            p -= 0.3 * p.grad
+
+
+def by_data(net):
+    for p in net.parameters():
+        p.data.add_(p.grad, alpha=-0.3)
+
+
+def loop(net, update, steps=40, accumulate=1, clear=True):
+    losses = []
+    for k in range(steps):
+        for part in range(accumulate):
+            i = torch.arange(32) + 32 * ((k * accumulate + part) % 8)
+            loss = F.cross_entropy(net(X[i]), Y[i])
+            loss.backward()
+        losses.append(loss.item())
+        update(net)
+        if clear:
+            net.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("update", [in_place, by_data])
+@pytest.mark.parametrize("every", ["auto", 1, 7])
+def test_steps_losses_and_rate_are_those_of_the_loop_which_stays_as_it_is(update, every):
+    free = mlp()
+    expected = loop(free, update)
+    net = mlp()
+    with doctor.watch(net, every=every) as seen:
+        assert loop(net, update) == expected
+    assert all(torch.equal(a, b) for a, b in zip(free.parameters(), net.parameters(), strict=True))
+    recording = seen.report().recording
+    assert seen.monitor.observer.failure is None and recording.total_steps == 40
+    assert [loss for _, loss in recording.curve] == expected and [s.loss for s in recording.steps] == expected
+    [own] = recording.optimizers
+    assert own.own and own.steps == 40 and own.groups[0].lr == pytest.approx(0.3)
+    assert sorted(own.groups[0].parameters) == sorted(name for name, _ in net.named_parameters())
+
+
+def test_update_ratios_are_those_of_sgd_with_the_same_rate():
+    def ratios(watched, step):
+        with watched as seen:
+            step()
+        return {row.step: row.update_ratio for row in seen.report().recording.parameter_steps["2.weight"] if row.update_ratio is not None}
+
+    net, same = mlp(), mlp()
+    opt = torch.optim.SGD(same.parameters(), 0.3)
+    own = ratios(doctor.watch(net, every=1), lambda: loop(net, in_place, 12))
+    usual = ratios(doctor.watch(same, opt, every=1), lambda: loop(same, lambda _: opt.step(), 12))
+    assert own[0] == pytest.approx(usual[0]) and 1 not in own                     # what step 1 changes is seen in the window of step 2
+    assert [own[k] for k in range(2, 12)] == pytest.approx([usual[k - 1] for k in range(2, 12)])
+
+
+def test_layers_are_seen_from_the_first_step_on():
+    net = mlp()
+    with doctor.watch(net, every=1) as seen:
+        loop(net, in_place, 10)
+    layer = next(o for o in seen.report().recording.operations if o.op == "linear")
+    assert [s.step for s in layer.observed] == list(range(10)) and all(s.gradient is not None for s in layer.observed)
+
+
+def test_an_optimizer_of_ones_own_has_no_rate_and_no_cure_by_rate():
+    net = mlp()
+    opt = OwnMomentum(net.parameters())
+    with doctor.watch(net) as seen:
+        loop(net, lambda _: opt.step())
+    [own] = seen.report().recording.optimizers
+    assert own.steps == 40 and math.isnan(own.groups[0].lr)
+
+
+def test_accumulating_by_hand_is_no_fault():
+    net = mlp()
+    with doctor.watch(net) as seen:
+        loop(net, in_place, 80, accumulate=4)
+    report = seen.report()
+    assert report.recording.total_steps > 80 and not [f for f in report.findings if f.severity != "info"]
+
+
+def test_bare_tensors():
+    torch.manual_seed(0)
+    weights = [torch.randn(10, 32, requires_grad=True), torch.zeros(32, requires_grad=True), torch.randn(32, 2, requires_grad=True)]
+    weights[2].data.mul_(0.1)
+    with Monitor() as monitor:
+        for _ in range(30):
+            F.cross_entropy(torch.relu(X @ weights[0] + weights[1]) @ weights[2], Y).backward()
+            for w in weights:
+                w.data -= 0.3 * w.grad
+                w.grad = None
+    recording = monitor.recording()
+    assert monitor.observer.failure is None and recording.total_steps == 30 and len(recording.optimizers[0].groups[0].parameters) == 3
+
+
+def test_only_what_changes_counts_as_held():
+    net = mlp()
+    with doctor.watch(net) as seen:
+        loop(net, lambda net: in_place(net[4]))
+    report = seen.report()
+    assert sorted(report.recording.optimizers[0].groups[0].parameters) == ["4.bias", "4.weight"]
+    assert not [f for f in report.findings if f.rule == "unoptimized-parameter"]
+
+
+def test_an_optimizer_that_comes_later_is_a_second_phase():
+    net = mlp()
+    with doctor.watch(net) as seen:
+        loop(net, in_place, 20)
+        opt = torch.optim.SGD(net.parameters(), 0.1)
+        loop(net, lambda _: opt.step(), 20)
+    recording = seen.report().recording
+    assert [o.own for o in recording.optimizers] == [True, False] and {s.optimizer for s in recording.steps} == {0, 1}
+    assert [s.optimizer for s in recording.steps if s.step >= 22] == [1] * sum(s.step >= 22 for s in recording.steps)
+
+
+def test_accumulation_before_the_first_step_of_an_optimizer_is_no_loop_of_its_own():
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    with doctor.watch(net) as seen:
+        loop(net, lambda _: opt.step(), 10, accumulate=100)
+    recording = seen.report().recording
+    assert recording.total_steps == 10 and [o.own for o in recording.optimizers] == [False]
+
+
+def test_max_steps_ends_such_a_loop():
+    net = mlp()
+    stopped = []
+    with Monitor([net], max_steps=5, stop=lambda: stopped.append(monitor.step)) as monitor:
+        loop(net, in_place, 8)
+    assert stopped[0] == 5
+
+
+SCRIPT = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(512, 10)
+y = (x[:, 0] * x[:, 1] > 0).long()
+net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+lr = {lr}
+for step in range(200):
+    i = torch.randint(0, 512, (64,))
+    loss = nn.functional.cross_entropy(net(x[i]), y[i])
+    loss.backward()
+    with torch.no_grad():
+        for p in net.parameters():
+            {update}
+            {clear}
+"""
+UPDATES = ["p -= lr * p.grad", "p.sub_(p.grad, alpha=lr)", "p.copy_(p - lr * p.grad)", "p.data = p.data - lr * p.grad"]
+
+
+def run(tmp_path, text):
+    path = tmp_path / "train.py"
+    path.write_text(textwrap.dedent(text))
+    result = run_script(str(path), None, [])
+    return result.recording, [f for f in diagnose(result.recording) if f.severity != "info"]
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_line_that_changes_the_weights_is_blamed(tmp_path, update):
+    _, found = run(tmp_path, SCRIPT.format(lr=30.0, update=update, clear="p.grad = None"))
+    assert [f.rule for f in found][:1] == ["learning-rate-too-high"] and found[0].location.line == 15
+
+
+@pytest.mark.parametrize(("lr", "clear", "rule"), [(0.3, "p.grad = None", None), (1e-5, "p.grad = None", "learning-rate-too-low"), (0.3, "pass", "stale-gradient")])
+def test_the_fault_of_such_a_loop_and_a_healthy_one(tmp_path, lr, clear, rule):
+    recording, found = run(tmp_path, SCRIPT.format(lr=lr, update=UPDATES[0], clear=clear))
+    assert [f.rule for f in found][:1] == ([rule] if rule else []) and recording.total_steps == 200
+
+
+IMAGE = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()){mode}
+image = {image}
+{before}
+for step in range(60):
+    loss = -net(image).pow(2).mean()
+    loss.backward()
+    {update}
+"""
+LEAF = "torch.randn(1, 3, 16, 16, requires_grad=True)"
+
+
+@pytest.mark.parametrize("mode", ["", ".eval()"])
+@pytest.mark.parametrize(("image", "before", "update"), [
+    (LEAF, "", "image.data += 0.1 * image.grad; image.grad = None"),
+    (LEAF, "opt = torch.optim.Adam([image], 0.05)", "opt.step(); opt.zero_grad()"),
+    ("nn.Parameter(torch.randn(1, 3, 16, 16))", "opt = torch.optim.Adam([image], 0.05)", "opt.step(); opt.zero_grad()")])
+def test_an_image_that_is_optimised_is_no_weight(tmp_path, mode, image, before, update):
+    recording, found = run(tmp_path, IMAGE.format(mode=mode, image=image, before=before, update=update))
+    assert not found and {p.name for p in recording.parameters} == {"0.weight", "0.bias", "2.weight", "2.bias"}
