@@ -281,6 +281,8 @@ def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...]) -> tuple[
     found += [BlindSpot(m.path, "scripted: operations inside are not visible") for m in modules if m.type == "RecursiveScriptModule"]
     if observer.sharded_values:
         found.append(BlindSpot("", "activations are sharded over ranks (tensor parallelism): their statistics are not measured"))
+    if observer.graph.full:
+        found.append(BlindSpot("", f"a step has more than {len(observer.graph.nodes):,} calls: those behind them are not seen"))
     if observer.failure is not None:
         found.append(BlindSpot("", f"observing stopped: {type(observer.failure).__name__}: {observer.failure}"))
     return tuple(found)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
@@ -78,7 +78,7 @@ class Facts:
         self._known: list[nn.Module] = []                                           # modules among which these batch normalisations are
         self._norms: list[nn.Module] = []
 
-    def before_backward(self, observer: Observer, loss: Tensor) -> None:
+    def before_update(self, observer: Observer) -> None:
         for number, root in enumerate(observer.roots.roots):
             if number not in self.init:                                         # as it was before the first update
                 self.init[number] = repeated([root], observer.log), unapplied([root], observer.log)

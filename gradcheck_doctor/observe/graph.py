@@ -16,7 +16,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.summaries import Summary
 
 LIMIT = 20_000        # operations kept of one model
-FULL = 40_000         # tensors measured between two optimizer steps, at most
+FULL = 40_000         # calls analysed, and tensors measured, between two optimizer steps at most
 
 
 class Series(dict[int, Summary]):
@@ -73,6 +73,10 @@ class Node:
         return tuple(Observed(s, self.forward.get(s), self.gradient.get(s), self.dtypes.get(s, "float32")) for s in steps)
 
 
+class GraphFull(Exception):
+    """A forward has more calls than are kept; what comes behind them is not seen."""
+
+
 class Graph:
     """All nodes by call site, and which live tensor came from which node."""
 
@@ -90,7 +94,11 @@ class Graph:
         self._aliases.clear()
 
     def node(self, module: nn.Module | None, op: str, category: str) -> tuple[Node, bool]:
-        """The node of the next call of `op` in `module`, and whether it is new."""
+        """The node of the next call of `op` in `module`, and whether it is new.
+
+        Raises:
+            GraphFull: there is no room for a new one.
+        """
         kind = (id(module), op)
         ordinal = self._ordinals.get(kind, 0)
         self._ordinals[kind] = ordinal + 1
@@ -98,11 +106,20 @@ class Graph:
         known = self._sites.get(key)
         if known is not None:
             return known, False
-        node = Node(len(self.nodes), op, category, module, ordinal)
-        if len(self.nodes) < LIMIT:
-            self.nodes.append(node)
-            self._sites[key] = node
+        if self.full:
+            raise GraphFull
+        node = self._sites[key] = Node(len(self.nodes), op, category, module, ordinal)
+        self.nodes.append(node)
         return node, True
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was seen of this pass."""
+        return not self._made
+
+    @property
+    def full(self) -> bool:
+        return len(self.nodes) >= LIMIT
 
     def ordinal(self, module: nn.Module | None, op: str, after: int) -> None:
         """A call of `op` in `module` was counted elsewhere."""

@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autograd
 from torch._C import _get_tracing_state
 from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_compiling
@@ -24,7 +24,7 @@ from gradcheck_doctor.observe.again import follow
 from gradcheck_doctor.observe.analysis import record
 from gradcheck_doctor.observe.calls import clipping
 from gradcheck_doctor.observe.collector import Cell, Collector
-from gradcheck_doctor.observe.graph import FULL, Graph, Series, gather
+from gradcheck_doctor.observe.graph import FULL, Graph, GraphFull, Series, gather
 from gradcheck_doctor.observe.hidden import Hidden
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
 from gradcheck_doctor.observe.names import hiding_name, operation_name
@@ -61,7 +61,9 @@ class Observer(TorchFunctionMode):
         self.pass_number = 0
         self.backward_seen = False
         self.sharded_values = False
-        self.on_backward: Callable[[Tensor], None] | None = None
+        self.on_backward: Callable[[], None] | None = None
+        self.recorded = 0                       # calls analysed on this step
+        self.asked: Tensor | None = None        # the loss whose gradients torch.autograd.grad was last asked for on this step
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
         self.norm_seen = False
@@ -119,7 +121,7 @@ class Observer(TorchFunctionMode):
         self.active = False
 
     def begin_pass(self, step: int, before_update: bool) -> None:
-        self.step, self.before_update, self.backward_seen = step, before_update, False
+        self.step, self.before_update, self.backward_seen, self.asked, self.recorded = step, before_update, False, None, 0
         self.pass_number += 1
         self._begin()
 
@@ -177,21 +179,23 @@ class Observer(TorchFunctionMode):
                 self.seconds += self.clock() - started
                 break
         named = operation_name(func)
-        if named is None and not self.backward_seen and func is not Tensor.backward:
+        if named is None and not self.backward_seen and func is not Tensor.backward and func is not autograd.backward:
             output = func(*args, **kwargs)                          # a getter, a comparison: the most frequent calls of all
             if self.exact and (name := hiding_name(func)):
                 self._hide(name, args, output)
             return output
         started = self.clock()
-        if func is Tensor.backward and self._here():
+        if (func is Tensor.backward or func is autograd.backward) and self.here():
             return self._backward(func, args, kwargs)
         if named is None or not self._watching() or self.roots.data_sharded and in_sharding(sys._getframe(1)):
-            if self._here() and not self.in_backward and (self.backward_seen or not torch.is_grad_enabled()):
+            if self.here() and not self.in_backward and (self.backward_seen or not torch.is_grad_enabled()):
                 self.report(clipping(func, sys._getframe(1)))
             self.seconds += self.clock() - started
             output = func(*args, **kwargs)
             if self.exact and not self.backward_seen and not torch.is_grad_enabled():
                 self._hide("no_grad", args, output)
+            elif self.recorded >= FULL:
+                self.scope.on_again = self.rest                     # a loop without a step is seen for a while, not for ever
             return output
         inputs: list[Tensor] = []
         try:
@@ -208,8 +212,13 @@ class Observer(TorchFunctionMode):
         if relevant:
             started = self.clock()
             try:
+                self.recorded += 1
+                if func is autograd.grad:
+                    self._ask(args, kwargs)
                 changed = versions is not None and any(t._version != v for t, v in zip(inputs, versions, strict=True))
                 record(self, func, (named[0], named[1] or changed), args, kwargs, inputs, output)
+            except GraphFull:
+                self.recorded = FULL
             except Exception as error:
                 self.fail(error)
             self.seconds += self.clock() - started
@@ -238,6 +247,8 @@ class Observer(TorchFunctionMode):
                 gather((*args, *kwargs.values()), inputs)
                 named = operation_name(func) or ("", False)
                 record(self, func, (named[0], named[1] or call.inplace), args, kwargs, inputs, output)
+        except GraphFull:
+            self.recorded = FULL
         except Exception as error:
             self.fail(error)
         self.seconds += self.clock() - started
@@ -263,11 +274,11 @@ class Observer(TorchFunctionMode):
         except Exception as error:
             self.fail(error)
 
-    def _here(self) -> bool:
+    def here(self) -> bool:
         return self.active and self.failure is None and get_ident() == self._thread and process.number == self._process
 
     def _watching(self) -> bool:
-        return (self.active and not self.backward_seen and self.failure is None and get_ident() == self._thread and process.number == self._process
+        return (self.active and not self.backward_seen and self.recorded < FULL and self.failure is None and get_ident() == self._thread and process.number == self._process
                 and torch.is_grad_enabled() and not is_compiling() and peek_interpreter_stack() is None and _get_tracing_state() is None)
 
     def fail(self, error: BaseException) -> None:
@@ -277,11 +288,11 @@ class Observer(TorchFunctionMode):
     def _backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         started = self.clock()
         try:
-            maker = self.graph.maker(args[0])
-            if maker is not None:
-                self.loss_nodes.append(maker)
+            for loss in (args[0],) if isinstance(args[0], Tensor) else args[0]:
+                if (maker := self.graph.maker(loss)) is not None:
+                    self.loss_nodes.append(maker)
             if self.on_backward is not None:
-                self.on_backward(args[0])
+                self.on_backward()
         except Exception as error:
             self.fail(error)
         self.seconds += self.clock() - started
@@ -300,11 +311,20 @@ class Observer(TorchFunctionMode):
         self.seconds += self.clock() - started
         return result
 
+    def _ask(self, args: Any, kwargs: Any) -> None:
+        """torch.autograd.grad was called: for what a step needs, or for something that is part of a loss, or for the gradient of an input?"""
+        outputs, inputs = (*args, None, None)[:2]
+        if (not kwargs.get("create_graph") and outputs is not None and len(outputs) == 1 and outputs[0].numel() == 1
+                and inputs is not None and all(isinstance(t, torch.nn.Parameter) or self.roots.parameter(t) is not None for t in inputs)):
+            self.asked = outputs[0].detach()
+            if (maker := self.graph.maker(outputs[0])) is not None:
+                self.loss_nodes.append(maker)
+
     def _hide(self, op: str, args: Any, output: Any) -> None:
         """A call through which no gradient goes."""
         started = self.clock()
         try:
-            if self._here():
+            if self.here():
                 inputs: list[Tensor] = []
                 outputs: list[Tensor] = []
                 gather(args, inputs)
@@ -316,7 +336,7 @@ class Observer(TorchFunctionMode):
 
     def _ran_dark(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         try:
-            if self.exact and not self.backward_seen and self._here():
+            if self.exact and not self.backward_seen and self.here():
                 self.hidden.ran(module, self.span_at(sys._getframe(2)), args, output)
         except Exception as error:
             self.fail(error)

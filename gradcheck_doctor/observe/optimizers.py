@@ -4,12 +4,13 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.provenance import ConstructionLog
 from gradcheck_doctor.observe.rate_schedules import RateSchedule
 from gradcheck_doctor.observe.updates import Updates, any_gradient, left_over
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
@@ -29,6 +30,51 @@ class WaitingOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer, built: Span | None) -> None:
         self.name, self.built = type(optimizer).__name__, built
         self.held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+class Optimizers:
+    """The optimizers met so far.
+
+    Args:
+        ours: whether an optimizer steps parameters that are watched; None takes every one.
+    """
+
+    def __init__(self, log: ConstructionLog | None, ours: Callable[[torch.optim.Optimizer], bool] | None) -> None:
+        self._log, self._ours = log, ours
+        self._known: dict[int, KnownOptimizer] = {}
+        self._foreign: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[KnownOptimizer]:
+        """In the order in which they were met."""
+        return iter(sorted(self._known.values(), key=lambda o: o.number))
+
+    def find(self, optimizer: torch.optim.Optimizer) -> KnownOptimizer | None:
+        known = self._known.get(id(optimizer))
+        return known if known is not None and known.ref() is optimizer else None
+
+    def meet(self, optimizer: torch.optim.Optimizer, before: int) -> KnownOptimizer | None:
+        """A new one, numbered behind `before` others that are none of torch's; None if it is not ours."""
+        refused = self._foreign.get(id(optimizer))
+        if refused is not None and refused() is optimizer:
+            return None
+        if self._ours is not None and not self._ours(optimizer):
+            self._foreign[id(optimizer)] = weakref.ref(optimizer)
+            return None
+        number = len(self._known) + before
+        if (gone := self._known.get(id(optimizer))) is not None:
+            self._known[-1 - gone.number] = gone                    # it was deleted, and its id given to this one
+        log = self._log
+        found = self._known[id(optimizer)] = KnownOptimizer(
+            optimizer, number, log.optimizers.get(optimizer) if log is not None else None, log.schedules.get(optimizer) if log is not None else None)
+        return found
+
+    def waiting(self) -> list[WaitingOptimizer]:
+        """Those that were built, or are known, as training begins."""
+        built = self._log.optimizers.items() if self._log is not None and self._ours is None else ()
+        return [WaitingOptimizer(o, span) for o, span in built] + [WaitingOptimizer(o, known.built) for known in self if (o := known.ref()) is not None]
 
 
 class KnownOptimizer:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) -> Recording:
     """Of kind "run" or "audit"; the time series only from after step `since`; `probe` is noted with it."""
-    observer, book, known = monitor.observer, monitor.book, monitor.optimizers()
+    observer, book, known = monitor.observer, monitor.book, monitor.optimizers
     if observer.active:
         observer.finish_step()
     observer.collector.flush()
@@ -61,7 +61,7 @@ def files_of(monitor: Monitor) -> tuple[str, ...]:
 
 def idle(monitor: Monitor, names: Mapping[int, str], read: Sequence[Source]) -> list[dict[str, Any]]:
     """Optimizers of watched parameters that were there when training began and never stepped, with a statement that names a step without calling it."""
-    stepped = {key for o in monitor.optimizers() if o.steps for key in o.held}
+    stepped = {key for o in monitor.optimizers if o.steps for key in o.held}
     waiting = [o for o in monitor.waiting or () if not o.held & stepped and o.held & names.keys()]
     uncalled = next((span for source in read for span in source.uncalled_steps), None)
     return [{"optimizer": o.name, "built": o.built, "parameters": [names[key] for key in o.held if key in names], "uncalled": uncalled} for o in waiting]
@@ -70,4 +70,4 @@ def idle(monitor: Monitor, names: Mapping[int, str], read: Sequence[Source]) -> 
 def thrown_away(monitor: Monitor) -> list[dict[str, Any]]:
     """Optimizers at whose steps the gradients that backward had made were gone, with the zero_grad() that did it, where it stands in between."""
     backward = next((e.span for e in monitor.events if e.kind == "backward"), None)
-    return [{"optimizer": o.number, "steps": o.emptied, "of": o.looked, "span": zeroed_between(backward, o.stepped)} for o in monitor.optimizers() if o.emptied]
+    return [{"optimizer": o.number, "steps": o.emptied, "of": o.looked, "span": zeroed_between(backward, o.stepped)} for o in monitor.optimizers if o.emptied]

@@ -190,6 +190,8 @@ class Scope:
         stack, roots = self.stack, self.roots
         if self.on_again is not None and not stack:
             self.on_again()
+            if not self._handles:                              # the step that begins is not observed
+                return
         if roots.knows(module) or self._met(module):
             if self.on_first is not None:
                 self.on_first()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from gradcheck_doctor.observe.build import ParameterBook
 from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
-from gradcheck_doctor.observe.optimizers import KnownOptimizer, WaitingOptimizer
+from gradcheck_doctor.observe.optimizers import KnownOptimizer, Optimizers, WaitingOptimizer
 from gradcheck_doctor.observe.own_loop import OwnLoop
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.recorded import recorded
@@ -72,7 +71,7 @@ class Monitor:
         self.steps = StepLog()
         self.events, self._counts = list[Event](), dict[str, int]()
         self.parameter_steps: dict[int, Lazy[ParameterStep]] = {}
-        self._optimizers: dict[int, KnownOptimizer] = {}
+        self.optimizers = Optimizers(log, self._ours if self.only else None)
         self.own = OwnLoop(self.observer, self.book)
         self.waiting: list[WaitingOptimizer] | None = None          # optimizers that were there before the first step of any
         self._norms: dict[int, float | None] = {}
@@ -85,9 +84,8 @@ class Monitor:
         self._light: list[Tensor] = []
         self._backwards = self.backwards = 0                        # in this window, and in all
         self._updates: Updates | OwnLoop | None = None
-        self._foreign: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
         self._handles: list[Any] = []
-        self._backward_calls = BackwardCalls(self.observer, self._light_backward)
+        self._backward_calls = BackwardCalls(self._light_backward)
         self._clip_seen = self._early_clip_seen = False
         self.scaler = ScalerSteps(lambda: self.step, lambda optimizer: self._meet(optimizer) is not None, self._scaled_by)
         self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self._on_backward, self._after_backward, self._on_call
@@ -166,19 +164,22 @@ class Monitor:
             self.schedule.restart(self.step - 1)
             self._open_window()
 
-    def _on_backward(self, loss: Tensor) -> None:
+    def _on_backward(self) -> None:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
-        stepping: list[KnownOptimizer | OwnLoop] = [*self._optimizers.values(), self.own]
+        stepping: list[KnownOptimizer | OwnLoop] = [*self.optimizers, self.own]
         for known in stepping:
             if known.steps and not known.zeroed:
                 known.zeroed = not any(map(left_over, known.some(50)))
         if self._backwards == 0:
-            self.book.take(self.observer)
-            if self.waiting is None:
-                built = self.log.optimizers.items() if self.log is not None and not self.only else ()
-                self.waiting = [WaitingOptimizer(o, span) for o, span in built] + [WaitingOptimizer(o, k.built) for k in self.optimizers() if (o := k.ref())]
-            self.facts.before_backward(self.observer, loss)
+            self._take_down()
             self._event("backward", span=self.observer.span_at(sys._getframe(4)))
+
+    def _take_down(self) -> None:
+        """The forward of a step that is seen in full is over: note the parameters before they change."""
+        self.book.take(self.observer)
+        if self.waiting is None:
+            self.waiting = self.optimizers.waiting()
+        self.facts.before_update(self.observer)
 
     def _after_backward(self) -> None:
         parameters = (p for p, _ in self.book.records.values())
@@ -189,7 +190,7 @@ class Monitor:
         observer = self.observer
         start = observer.clock()
         try:
-            alone = not self._optimizers
+            alone = not self.optimizers
             if alone and not self.own.begun:
                 self._look_for_own_step()                           # the first one ended before the forward that led here
                 observer.scope.on_again = None if self.own.begun or not observer.active else self._look_for_own_step
@@ -198,9 +199,13 @@ class Monitor:
             with torch._C.DisableTorchFunction():                   # our own mode may be on
                 if loss.numel() == 1:
                     self.steps.losses.take(loss)
-                if self._brief:
+                unseen = observer.here() and not observer.backward_seen       # the forward was too long to be seen to its end
+                if unseen:
+                    observer.backward_seen = True
+                    self._take_down()
+                if self._brief or unseen:
                     self._after_backward()
-                elif not observer.active and self._optimizers and self.schedule.wants_norm(self.step, start):
+                elif not observer.active and self.optimizers and self.schedule.wants_norm(self.step, start):
                     self._norm_between()
                     self.schedule.norm_taken(observer.clock() - start)
             if alone and self.own.begun:
@@ -214,7 +219,7 @@ class Monitor:
     def _look_for_own_step(self) -> None:
         """Behind a backward, or where a forward begins after one: do the weights move without an optimizer?"""
         norms = self._norms
-        if not self._optimizers and self.own.moved(norms):
+        if not self.optimizers and self.own.moved(norms):
             self._norms = self.own.norms
             self._own_step()
             self._norms, self.own.moving = norms, False             # what the first step changed is counted
@@ -231,7 +236,7 @@ class Monitor:
 
     def _norm_between(self) -> None:
         """The gradient norm of a step that is not observed."""
-        gradients = [p.grad for o in self._optimizers.values() for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
+        gradients = [p.grad for o in self.optimizers for p in o.parameters() if p.grad is not None and not p.grad.is_sparse]
         if gradients and not hasattr(gradients[0], "to_local"):
             self._light = list(torch._foreach_norm(gradients))
 
@@ -244,7 +249,7 @@ class Monitor:
             self.facts.scaled = True
         elif value[1] == math.inf:                                # clipping at infinity is how many trainers measure the norm
             return
-        elif not self._backwards:
+        elif not self._backwards and self.observer.asked is None:
             if not self._early_clip_seen:
                 self._early_clip_seen = self.observer.early = True
                 self._event("early_clip", span=value[2], value=value[1])
@@ -266,23 +271,11 @@ class Monitor:
 
     # -- optimizer steps --------------------------------------------------------------------------------------------------------------
     def _meet(self, optimizer: torch.optim.Optimizer) -> KnownOptimizer | None:
-        known = self._optimizers.get(id(optimizer))
-        if known is None or known.ref() is not optimizer:
-            refused = self._foreign.get(id(optimizer))
-            if refused is not None and refused() is optimizer:
-                return None
-            if self.only and not self._ours(optimizer):
-                self._foreign[id(optimizer)] = weakref.ref(optimizer)
-                return None
-            built = self.log.optimizers.get(optimizer) if self.log is not None else None
-            number = len(self._optimizers) + self.own.begun
-            if known is not None:
-                self._optimizers[-1 - known.number] = known              # it was deleted, and its id given to this one
-            schedule = self.log.schedules.get(optimizer) if self.log is not None else None
-            known = self._optimizers[id(optimizer)] = KnownOptimizer(optimizer, number, built, schedule)
+        known = self.optimizers.find(optimizer)
+        if known is None and (known := self.optimizers.meet(optimizer, before=int(self.own.begun))) is not None:
             self.observer.changed = True
             self.schedule.restart(self.step)
-            self.schedule.together = max(1, len(self._optimizers))
+            self.schedule.together = max(1, len(self.optimizers))
         return known
 
     def _ours(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -290,8 +283,8 @@ class Monitor:
         return any(id(p) in watched for group in optimizer.param_groups for p in group["params"])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        met = self._optimizers.get(id(optimizer))
-        if met is not None and not self.observer.active and met.stepped is not None and met.ref() is optimizer:
+        met = self.optimizers.find(optimizer)
+        if met is not None and not self.observer.active and met.stepped is not None:
             return
         start = self.observer.clock()
         try:
@@ -301,28 +294,36 @@ class Monitor:
             if known.stepped is None:
                 known.stepped = user_span(sys._getframe(1))
             if self.observer.active:
+                alone = not any(a is not None for a in (*args, *kwargs.values()) if a is not optimizer)        # without a closure
                 if self._backwards and not any(callable(a) for a in (*args, *kwargs.values()) if a is not optimizer):
                     self.observer.rest()                            # nothing to see inside a step without a closure
+                elif alone and not self.observer.graph.empty:
+                    self._without_backward()
                 with torch._C.DisableTorchFunction():
                     known.updates.before(known.parameters())
                     self._updates = known.updates
-                    if not self._norms and self._backwards:
+                    if not self._norms and (self._backwards or not self.observer.graph.empty):
                         self._after_backward()
-                    if self._backwards and not any(a is not None for a in (*args, *kwargs.values()) if a is not optimizer):
+                    if self._backwards and alone:
                         known.take_stock(self._norms)
         except Exception as error:
             self.observer.fail(error)
         self.observer.seconds += self.observer.clock() - start
 
+    def _without_backward(self) -> None:
+        """The gradients come from elsewhere: from torch.autograd.grad, whose loss is that of the step if it asked for those of parameters."""
+        self.observer.rest()
+        self._take_down()
+        if self.observer.asked is not None:
+            self.steps.losses.take(self.observer.asked)
+
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         observer = self.observer
         start = observer.clock()
         try:
-            known = self._optimizers.get(id(optimizer))
-            if known is None or known.ref() is not optimizer:
-                known = self._meet(optimizer)
-                if known is None:
-                    return
+            known = self._meet(optimizer)
+            if known is None:
+                return
             self._close_window(known)
             self._open_window()
         except Exception as error:
@@ -370,10 +371,6 @@ class Monitor:
         if self.ranks.joined:
             self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
         return self._unscaled(global_norm(map(self._norms.get, known.held)))
-
-    def optimizers(self) -> list[KnownOptimizer]:
-        """In the order in which they were met."""
-        return sorted(self._optimizers.values(), key=lambda o: o.number)
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
     def recording(self, kind: str = "run", *, since: int = -1, **probe: Any) -> Recording:

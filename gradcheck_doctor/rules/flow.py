@@ -4,8 +4,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import zip_longest
 from statistics import median
+from typing import TypeVar
 
 from gradcheck_doctor.records.recording import LossRecord, Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
@@ -16,7 +18,23 @@ from gradcheck_doctor.theory.activations import Activation, activation
 
 TRANSPARENT = frozenset({"shape", "dropout", "scale", "reduce", "other"})     # neither ends a run nor makes it non-linear
 SMALL_HEAD = 0.1       # of the variance of PyTorch's default, which is 1 / (3 fan_in)
+R = TypeVar("R")
 FEW = 8                # values a channel, below which batch statistics are noise (rule small-batch-norm)
+
+
+def once(reading: Callable[[Recording], R]) -> Callable[[Recording], R]:
+    """What many rules and findings ask of a recording is found once, and kept with it."""
+    name = f"_{reading.__name__}"
+
+    @wraps(reading)
+    def kept(recording: Recording) -> R:
+        found = vars(recording)
+        if name not in found:
+            found[name] = reading(recording)
+        value: R = found[name]
+        return value
+
+    return kept
 
 
 def location(recording: Recording, operation: Operation) -> Span | None:
@@ -42,6 +60,7 @@ def weight(recording: Recording, operation: Operation) -> ParameterRecord | None
     return None
 
 
+@once
 def norm_kind(recording: Recording) -> str:
     """The normalisation to insert: `group`, without statistics of the batch, where a real batch gives a channel fewer than 8 values; else `batch`."""
     layers = [o for o in recording.operations if o.category == "layer" and len(o.shape) > 1 and o.op != "embedding"]
@@ -126,6 +145,7 @@ def _feeder(recording: Recording, layer: Operation) -> tuple[Operation | None, O
         return (current, seen) if current.category == "layer" and weight(recording, current) is not None else (None, seen)
 
 
+@once
 def runs(recording: Recording) -> tuple[Run, ...]:
     """All maximal runs of at least two layers, longest first; shared layers make a recurrent run."""
     layers = [o for o in recording.operations if o.category == "layer" and (w := weight(recording, o)) is not None and o.requires_grad

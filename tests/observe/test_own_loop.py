@@ -229,3 +229,140 @@ LEAF = "torch.randn(1, 3, 16, 16, requires_grad=True)"
 def test_an_image_that_is_optimised_is_no_weight(tmp_path, mode, image, before, update):
     recording, found = run(tmp_path, IMAGE.format(mode=mode, image=image, before=before, update=update))
     assert not found and {p.name for p in recording.parameters} == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+# -- gradients that come otherwise than by Tensor.backward --------------------------------------------------------------------------------
+def by_backward(net, opt, i):
+    opt.zero_grad()
+    F.cross_entropy(net(X[i]), Y[i]).backward()
+    opt.step()
+
+
+def by_autograd_backward(net, opt, i):
+    opt.zero_grad()
+    torch.autograd.backward([F.cross_entropy(net(X[i]), Y[i])])
+    opt.step()
+
+
+def by_autograd_grad(net, opt, i):
+    parameters = list(net.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(F.cross_entropy(net(X[i]), Y[i]), parameters), strict=True):
+        p.grad = g
+    opt.step()
+
+
+def recorded(do, every=1):
+    net = mlp()
+    opt = torch.optim.Adam(net.parameters(), 1e-2)
+    with doctor.watch(net, opt, every=every) as seen:
+        for k in range(20):
+            do(net, opt, torch.arange(32) + 32 * (k % 8))
+    assert seen.monitor.observer.failure is None
+    return seen.report().recording, net
+
+
+@pytest.mark.parametrize("do", [by_autograd_backward, by_autograd_grad])
+def test_gradients_asked_of_autograd_are_those_of_backward(do):
+    expected, free = recorded(by_backward)
+    found, net = recorded(do)
+    assert all(torch.equal(a, b) for a, b in zip(free.parameters(), net.parameters(), strict=True))
+    assert found.curve == expected.curve and [s.grad_norm for s in found.steps] == [s.grad_norm for s in expected.steps]
+    assert found.parameter_steps == expected.parameter_steps and found.parameters == expected.parameters
+
+    def layers(recording):
+        return [(o.op, o.module, o.observed) for o in recording.operations if o.category != "loss" and o.op != "grad"]
+    assert layers(found) == layers(expected) and [(x.op, x.value) for x in found.losses] == [(x.op, x.value) for x in expected.losses]
+
+
+def test_losses_between_observed_steps_are_known_of_autograd_backward():
+    expected, _ = recorded(by_backward, every=7)
+    found, _ = recorded(by_autograd_backward, every=7)
+    assert found.curve == expected.curve and len(found.curve) == 20
+
+
+def test_several_losses_at_once_are_one_loss():
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    sums = []
+    with doctor.watch(net, opt) as seen:
+        for _ in range(3):
+            opt.zero_grad()
+            losses = [F.cross_entropy(net(X[:32]), Y[:32]), net[0].weight.square().sum()]
+            torch.autograd.backward(losses)
+            sums.append(sum(x.item() for x in losses))
+            opt.step()
+    assert [loss for _, loss in seen.report().recording.curve] == pytest.approx(sums)
+
+
+def test_a_gradient_penalty_is_no_step_of_its_own():
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    with doctor.watch(net, opt, every=1) as seen:
+        losses = []
+        for _ in range(6):
+            opt.zero_grad()
+            loss = F.cross_entropy(net(X[:32]), Y[:32])
+            penalty = sum(g.square().sum() for g in torch.autograd.grad(loss, list(net.parameters()), create_graph=True))
+            (loss + 0.1 * penalty).backward()
+            losses.append((loss + 0.1 * penalty).item())
+            opt.step()
+    assert [loss for _, loss in seen.report().recording.curve] == losses
+
+
+def test_names_that_a_script_keeps_of_autograd_backward_work_when_nothing_is_watched_any_more():
+    net = mlp()
+    original = torch.autograd.backward
+    with doctor.watch(net) as seen:
+        kept = torch.autograd.backward
+    assert torch.autograd.backward is original
+    kept(F.cross_entropy(net(X), Y))
+    assert net[0].weight.grad is not None and seen.monitor.backwards == 0
+
+
+def test_clipping_gradients_of_autograd_grad_is_not_too_early():
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    with doctor.watch(net, opt, every=1) as seen:
+        for _ in range(6):
+            parameters = list(net.parameters())
+            for p, g in zip(parameters, torch.autograd.grad(F.cross_entropy(net(X), Y), parameters), strict=True):
+                p.grad = g
+            with torch.no_grad():
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+            opt.step()
+    assert {e.kind for e in seen.report().recording.events} <= {"clip_norm"}
+
+
+# -- passes without an end ----------------------------------------------------------------------------------------------------------------
+def test_passes_without_a_step_are_seen_for_a_while_only(monkeypatch):
+    from gradcheck_doctor.observe import graph, observer
+    monkeypatch.setattr(observer, "FULL", 60)
+    monkeypatch.setattr(graph, "LIMIT", 40)
+    net = mlp()
+    with Monitor([net]) as monitor:
+        for _ in range(30):
+            net(X)
+        assert not monitor.observer._on and monitor.observer.recorded == 60
+    recording = monitor.recording()
+    assert monitor.observer.failure is None and len(recording.operations) == 40
+    assert any("more than 40 calls" in spot.reason for spot in recording.blind_spots)
+
+
+def test_a_forward_that_is_too_long_is_still_a_step(monkeypatch):
+    from gradcheck_doctor.observe import graph
+    monkeypatch.setattr(graph, "LIMIT", 25)
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    with doctor.watch(net, opt, every=1) as seen:
+        for _ in range(4):
+            opt.zero_grad()
+            x = X
+            for _ in range(10):
+                x = x + net(x).mean()
+            x.square().mean().backward()
+            opt.step()
+    recording = seen.report().recording
+    assert seen.monitor.observer.failure is None and len(recording.curve) == len(recording.steps) == 4 and len(recording.operations) == 25
+    assert all(len(rows) == 4 and rows[0].grad_norm for rows in recording.parameter_steps.values())
+    first = recording.operations[1]
+    assert first.op == "linear" and all(s.gradient is not None for s in first.observed)

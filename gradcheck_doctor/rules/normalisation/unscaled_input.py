@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, location
+from gradcheck_doctor.rules.flow import ahead, location, once
 from gradcheck_doctor.rules.losses import REGRESSION
 from gradcheck_doctor.rules.progress import falling, mild, progress
 
@@ -32,10 +32,10 @@ class UnscaledInput(Rule):
     explains = ("GD201", "GD302", "GD305", "GD604", "GD209", "GD303", "GD301", "GD208", "GD706", "GD701", "GD202", "GD707", "GD608")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        for place, record in enumerate(i for i in recording.inputs):
+        for record in recording.inputs:
             if not record.floating or record.synthetic or record.channel_std_max is None or record.channel_absmean_max is None:
                 continue
-            entry = _entry(recording, record, place)
+            entry = _entry(recording, record)
             if entry is None:
                 continue
             size = max(record.channel_std_max, record.channel_absmean_max)
@@ -71,11 +71,14 @@ def _slow(recording: Recording) -> bool:
     return recording.kind == "run" and gone is not None and gone < 0.9 and (falling(recording) or gone < 0.1)
 
 
-def _entry(recording: Recording, record: InputRecord, place: int) -> Operation | None:
+@once
+def _inputs(recording: Recording) -> Mapping[tuple[int, ...], Operation]:
+    """The first input of each shape."""
+    return {o.shape: o for o in reversed(recording.operations) if o.category == "input"}
+
+
+def _entry(recording: Recording, record: InputRecord) -> Operation | None:
     """The layer that the input meets first, None when it is normalised or embedded before."""
-    inputs = [o for o in recording.operations if o.category == "input"]
-    candidates = [o for o in inputs if o.shape == record.shape]
-    if not candidates:
-        return None
-    following = ahead(recording, candidates[0])
+    entered = _inputs(recording).get(record.shape)
+    following = ahead(recording, entered) if entered is not None else None
     return following if following is not None and following.category in ("layer", "recurrent") else None

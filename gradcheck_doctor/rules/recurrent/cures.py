@@ -1,12 +1,13 @@
 """What recurrent rules share: the recurrent operations of a recording and whether anything clips."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.ways import LAYERS, before
+from gradcheck_doctor.rules.flow import once
 
 REPEATS = 8            # times one weight is applied in a forward before we call it a recurrence
 
@@ -20,11 +21,8 @@ def recurrent_operations(recording: Recording) -> list[Operation]:
 
 def _first_uses(recording: Recording) -> list[Operation]:
     """The first application of each weight."""
-    seen: dict[tuple[object, ...], Operation] = {}
-    for operation in recording.operations:
-        if operation.category == "layer" and operation.parameters:
-            seen.setdefault((operation.op, operation.parameters), operation)
-    return list(seen.values())
+    firsts = [recording.operation(places[0]) for (_, parameters), places in _uses(recording).items() if parameters]
+    return [o for o in firsts if o.category == "layer"]
 
 
 def _trainable(recording: Recording, operation: Operation) -> bool:
@@ -34,21 +32,30 @@ def _trainable(recording: Recording, operation: Operation) -> bool:
 
 def _calls(recording: Recording, operation: Operation) -> int:
     """How often these weights were applied in one forward, from whatever place."""
-    return sum(o.parameters == operation.parameters and o.op == operation.op for o in recording.operations) if operation.parameters else 0
+    return len(_uses(recording)[operation.op, operation.parameters]) if operation.parameters else 0
+
+
+@once
+def _uses(recording: Recording) -> Mapping[tuple[str, tuple[str, ...]], list[int]]:
+    """The operations that apply the same weights in the same way, in order."""
+    found: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for operation in recording.operations:
+        found.setdefault((operation.op, operation.parameters), []).append(operation.index)
+    return found
 
 
 def _fed_back(recording: Recording, operation: Operation) -> bool:
     """The last call depends on the first, and on an earlier one through no other weights: a state that the layer itself maps on, in a loop over time.
 
     Not the steps of a solver or a sampler through a network of several layers, nor independent items."""
-    same = [o.index for o in recording.operations if o.parameters == operation.parameters and o.op == operation.op]
+    same = _uses(recording)[operation.op, operation.parameters]
     return len(same) > 1 and _leads(recording, same[:1], same[-1], True) and _leads(recording, same[:-1], same[-1], False)
 
 
 def _leads(recording: Recording, starts: Sequence[int], end: int, weights: bool) -> bool:
     """A way leads from one of `starts` to `end`; through other layers with weights only if `weights`."""
-    makers = before(recording, [end], lambda o: weights or not o.parameters or o.category not in LAYERS)
-    return any(maker.index in starts for maker in makers)
+    makers, goals = before(recording, [end], lambda o: weights or not o.parameters or o.category not in LAYERS), set(starts)
+    return any(maker.index in goals for maker in makers)
 
 
 def length(recording: Recording, operation: Operation) -> int:
