@@ -18,6 +18,7 @@ from gradcheck_doctor.verify import BUDGET, Judgement, beaten, judge, measure, v
 
 TRIALS = 9             # candidates measured in one round
 ROUNDS = 2             # fixes that build on each other
+ELSEWHERE = "it needs an edit in "
 CONTROLS = 3           # other treatments that a fix is compared with; drawn blindly where fewer were tried
 
 
@@ -41,13 +42,47 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
            wanted: Callable[[Finding], bool] = lambda finding: True, options: Sequence[str] = ()) -> Repair:
     """Cure the serious findings of `report` in `file` that are `wanted`, the root cause first; `options` are those of the audit that found them.
 
+    The cures of a run may be in files that the script imports: the first file in which one helps is edited.
+
     Raises:
         TreatmentRefused: the file can't be edited at all.
     """
-    text = read_tree(file).text
-    result = Repair(file, text, text)
-    current = judge(_restricted(report, wanted))
-    trial = Trial(file, unsafe, verify, report.kind == "run", expression, arguments, () if report.kind == "run" else options)
+    judged, run = _restricted(report, wanted), report.kind == "run"
+    refused: list[tuple[Finding, Fix]] = []
+    for home in _homes(judged, file, unsafe) if run else [file]:
+        script = "" if _same(home, file) else file
+        result = _repaired(judged, Trial(home, unsafe, verify, run, expression, arguments, () if run else options, script), wanted)
+        if result.kept:
+            return result
+        refused += result.refused
+    result.refused = _telling(refused)
+    return result
+
+
+def _homes(report: ReportData, file: str, unsafe: bool) -> list[str]:
+    """The files of the user's in which the cures are made, that of the first one first; the script itself at last."""
+    found: dict[str, None] = {}
+    for _, fix in planned(_moved(report, file), file, unsafe=unsafe):
+        places = {os.path.abspath(e.span.file) for e in fix.edits}
+        found |= dict.fromkeys(p for p in places if len(places) == 1 and "site-packages" not in p and os.path.isfile(p))
+    return [file if _same(p, file) else os.path.relpath(p) for p in dict.fromkeys([*found, os.path.abspath(file)])]
+
+
+def _telling(refused: list[tuple[Finding, Fix]]) -> list[tuple[Finding, Fix]]:
+    """Of what was tried in several files, what is known best: a measurement, else the reason that is not the place."""
+    best: dict[tuple[str, str], tuple[Finding, Fix]] = {}
+    for finding, fix in refused:
+        key = finding.fingerprint, fix.prescription.title
+        if key not in best or fix.verified.reason or best[key][1].refusal.startswith(ELSEWHERE):
+            best[key] = finding, fix
+    return list(best.values())
+
+
+def _repaired(report: ReportData, trial: Trial, wanted: Callable[[Finding], bool]) -> Repair:
+    """Rounds of cures in one file."""
+    text = read_tree(trial.file).text
+    result = Repair(trial.file, text, text)
+    current, verify = judge(report), trial.verify
     for _ in range(ROUNDS if verify else 1):
         step = _round(result, current, trial)
         if step is None:
@@ -72,7 +107,7 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
     best: tuple[Finding, Fix, str, Judgement] | None = None
     others: list[Judgement | None] = []
     with _edited(result) as current_file:
-        report, seen = _moved(before.report, current_file), set[str]()
+        report, seen = _moved(before.report, current_file, trial), set[str]()
         for finding, fix in planned(report, current_file, unsafe=trial.unsafe):
             if best is not None and best[3].serious == 0 and (finding.rule, fix.prescription.treatment) != (best[0].rule, best[1].prescription.treatment):
                 break                                               # all is well; only other doses of the same cure may do better
@@ -108,7 +143,7 @@ def _text(result: Repair, finding: Finding, fix: Fix, file: str) -> str | None:
     """The file with a fix applied; None, and a refusal on record, when there is no edit or it can't be made."""
     elsewhere = [e for e in fix.edits if not _same(e.span.file, file)]
     if elsewhere:
-        fix = replace(fix, refusal=f"it needs an edit in {os.path.relpath(elsewhere[0].span.file)}: run doctor fix on that file", edits=())
+        fix = replace(fix, refusal=f"{ELSEWHERE}{os.path.relpath(elsewhere[0].span.file)}", edits=())
     if not fix.edits:
         result.refused.append((finding, fix))
         return None
@@ -146,6 +181,7 @@ class Trial:
     expression: str
     arguments: Sequence[str]
     options: Sequence[str]
+    script: str = ""                # that is run, where it is another file than the one that is edited
     started: float = field(default_factory=time.monotonic)
     longest: float = 0.0
 
@@ -157,7 +193,8 @@ class Trial:
     def measured(self, text: str) -> Judgement | None:
         """The judgement of a fresh process on the edited text; None when it crashed."""
         begin = time.monotonic()
-        report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments, options=self.options)
+        report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments, options=self.options,
+                         script=self.script)
         self.longest = max(self.longest, time.monotonic() - begin)
         return judge(report) if report is not None else None
 
@@ -181,11 +218,11 @@ class _edited:
             os.unlink(self.path)
 
 
-def _moved(report: ReportData, file: str) -> ReportData:
-    """The report with spans of the measured copy pointing at `file`."""
+def _moved(report: ReportData, file: str, trial: Trial | None = None) -> ReportData:
+    """The report with spans of the measured copy (or of the imported file that is edited) pointing at `file`."""
     from gradcheck_doctor.records.sites import Span
 
-    own = os.path.basename(report.target.partition(":")[0])
+    own = os.path.basename(trial.file if trial is not None and trial.script else report.target.partition(":")[0])
 
     def move(span: Span | None) -> Span | None:
         return replace(span, file=file) if span is not None and os.path.basename(span.file) == own else span

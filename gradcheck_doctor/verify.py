@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from gradcheck_doctor.records.codec import from_json
+from gradcheck_doctor.records.edited import environment
 from gradcheck_doctor.records.findings import Finding, ReportData, Verified
 from gradcheck_doctor.records.sources import encoded
 
@@ -54,15 +55,25 @@ def judge(report: ReportData) -> Judgement:
     return Judgement(report, report.count("error"), report.count("error") + report.count("warning"), last if math.isfinite(last) else math.inf, progress)
 
 
-def measure(text: str, file: str, *, run: bool, expression: str = "", arguments: Sequence[str] = (), options: Sequence[str] = ()) -> ReportData | None:
-    """The report of the edited text, from a fresh process; None when it crashed or did not end."""
-    with _beside(file, text) as path, tempfile.TemporaryDirectory() as scratch:
+def measure(text: str, file: str, *, run: bool, expression: str = "", arguments: Sequence[str] = (), options: Sequence[str] = (),
+            script: str = "") -> ReportData | None:
+    """The report of the edited text, from a fresh process; None when it crashed or did not end.
+
+    Args:
+        text: of `file`.
+        run: run it, else probe it.
+        expression: the model in it, for a probe.
+        arguments: of the script that is run.
+        options: of the probe.
+        script: what is run, where that is another file, which imports `file`.
+    """
+    with _beside(file, text, script) as (path, variables), tempfile.TemporaryDirectory() as scratch:
         output = os.path.join(scratch, "report.json")
         target = [path, *arguments] if run else [f"{path}:{expression}" if expression else path]
         command = [sys.executable, "-m", "gradcheck_doctor", "run" if run else "audit", "--fail-on", "never", "--format", "json", "--output", output,
                    *options, *target]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, env={**os.environ, **variables})
         except subprocess.TimeoutExpired:
             return None
         if done.returncode != 0 or not os.path.exists(output):
@@ -72,8 +83,8 @@ def measure(text: str, file: str, *, run: bool, expression: str = "", arguments:
 
 
 @contextmanager
-def _beside(file: str, text: str) -> Iterator[str]:
-    """The text as a file next to the original, so that what it imports is found; removed afterwards."""
+def _beside(file: str, text: str, script: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(what to run, environment): the text as a file next to the original, so that what it imports is found; or the script that is to take it for `file`."""
     folder = os.path.dirname(os.path.abspath(file))
     try:
         handle, path = tempfile.mkstemp(prefix=f"doctor_{Path(file).stem}_", suffix=".py", dir=folder)
@@ -82,7 +93,7 @@ def _beside(file: str, text: str) -> Iterator[str]:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(encoded(text))
-        yield path
+        yield (script, environment({file: path})) if script else (path, {})
     finally:
         os.unlink(path)
 

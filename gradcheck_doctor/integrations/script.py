@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gradcheck_doctor.errors import DoctorError, TargetError
+from gradcheck_doctor.records.edited import install
 from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN, SOURCE
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.records.sites import BlindSpot
@@ -74,6 +75,7 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
     from gradcheck_doctor.observe.provenance import recording_construction
     from gradcheck_doctor.observe.watch import Monitor
 
+    install()
     program = _of_file(script) if script is not None else None
     name, owner = script or f"-m {module}", os.getpid()
     source = {SOURCE: digest(program.file)} if program is not None else {}     # as it is now: a script may be edited while it runs

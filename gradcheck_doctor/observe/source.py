@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gradcheck_doctor.observe.provenance import ConstructionLog, characters, is_user_file
+from gradcheck_doctor.records.edited import current
 from gradcheck_doctor.records.sites import Span
 
 CLIPPING_CALLS = frozenset({"clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "clip_gradients"})
@@ -113,14 +114,14 @@ class Source:
 def source(file: str) -> Source | None:
     """A file as it is now, None when it is gone or does not parse."""
     try:
-        return _parsed(file, os.stat(file).st_mtime_ns)
+        return _parsed(file, os.stat(current(file)).st_mtime_ns)
     except (OSError, SyntaxError, ValueError):
         return None
 
 
 @functools.lru_cache(maxsize=64)
 def _parsed(file: str, changed: int) -> Source:
-    with open(file, "rb") as stream:
+    with open(current(file), "rb") as stream:
         return Source(file, ast.parse(stream.read(), file))
 
 
