@@ -18,6 +18,7 @@ from gradcheck_doctor.observe.spine import spine
 from gradcheck_doctor.observe.through_time import time_gradients
 from gradcheck_doctor.observe.updates import same_values
 from gradcheck_doctor.observe.wrappers import class_name, user_class
+from gradcheck_doctor.records.findings import NO_FORWARD
 from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
 from gradcheck_doctor.records.sites import BlindSpot, Span
 
@@ -245,7 +246,7 @@ def input_records(observer: Observer, synthetic: bool = False) -> tuple[InputRec
         node = observer.graph.nodes[index]
         summary = node.forward.first()
         facts: dict[str, Any] = {}
-        if tensors[0].is_floating_point() and tensors[0].dim() >= 2 and tensors[0].numel():
+        if tensors[0].is_floating_point() and tensors[0].dim() >= 2 and tensors[0].numel() and tensors[0].layout is torch.strided:
             known = observer.input_facts.get(index)
             facts = known[1] if known is not None and known[0] == len(tensors) else _feature_facts(tensors)
             observer.input_facts[index] = (len(tensors), facts)
@@ -274,13 +275,15 @@ def _number(value: Tensor) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...]) -> tuple[BlindSpot, ...]:
+def blind_spots(observer: Observer, modules: tuple[ModuleRecord, ...], training: bool) -> tuple[BlindSpot, ...]:
     """Modules with parameters that never ran, scripted ones, and our own failure."""
     found = [BlindSpot(m.path, "never called in the observed passes") for m in modules
              if m.parameters and not m.calls and m.type != "NonDynamicallyQuantizableLinear"]      # attention reads its weights, it is never called
     found += [BlindSpot(m.path, "scripted: operations inside are not visible") for m in modules if m.type == "RecursiveScriptModule"]
     if observer.sharded_values:
         found.append(BlindSpot("", "activations are sharded over ranks (tensor parallelism): their statistics are not measured"))
+    if training and not observer.graph.nodes:
+        found.append(BlindSpot("", NO_FORWARD))
     if observer.graph.full:
         found.append(BlindSpot("", f"a step has more than {len(observer.graph.nodes):,} calls: those behind them are not seen"))
     if observer.failure is not None:

@@ -28,6 +28,9 @@ class Cut(NamedTuple):
     module: int = 0                              # id of a module that ran under no_grad
 
 
+MOST = 1_000           # values without a gradient that are looked into
+
+
 class Hidden:
     """Which tensors stem from values that get no gradient through them, and which operations take them in."""
 
@@ -74,10 +77,12 @@ def rows(observer: Observer, book: ParameterBook, keep: set[int]) -> list[dict[s
 
     Not of values that reach the loss by another way as well."""
     modules = {id(m): m for m in observer.roots.known()}
+    looked = 0
     number = {index: place for place, index in enumerate(sorted(keep))}
     found = []
     for index, cuts in sorted(observer.hidden.taken.items()):
-        for cut in sorted((c for c in cuts if c.maker not in keep), key=lambda c: (c.maker, c.op)) if index in keep else ():
+        for cut in sorted((c for c in cuts if c.maker not in keep), key=lambda c: (c.maker, c.op)) if index in keep and looked < MOST else ():
+            looked += 1
             if cut.module:
                 held: list[Tensor] = list(modules[cut.module].parameters()) if cut.module in modules else []
             else:

@@ -62,7 +62,7 @@ class Observer(TorchFunctionMode):
         self.backward_seen = False
         self.sharded_values = False
         self.on_backward: Callable[[], None] | None = None
-        self.recorded = 0                       # calls analysed on this step
+        self.recorded = self.concealed = 0      # calls analysed on this step, and calls through which no gradient goes
         self.asked: Tensor | None = None        # the loss whose gradients torch.autograd.grad was last asked for on this step
         self.after_backward: Callable[[], None] | None = None
         self.on_call: Callable[[str, Any], None] | None = None
@@ -92,7 +92,7 @@ class Observer(TorchFunctionMode):
         if self.failure is not None:
             return
         self.active = True
-        if not self._on:
+        if not self._on and get_ident() == self._thread:            # the stack of modes is that of a thread
             self.scope.attach()
             begins = self.tree.root.following
             if begins and not self.exact and not self.early and all(call.module is not None for call in begins):
@@ -110,7 +110,7 @@ class Observer(TorchFunctionMode):
     def rest(self) -> None:
         """See no more of this step, but keep it open: gradients already hooked still count."""
         self.scope.detach()
-        if self._on:
+        if self._on and get_ident() == self._thread:
             self._on = False
             drop_mode(self)
 
@@ -121,7 +121,7 @@ class Observer(TorchFunctionMode):
         self.active = False
 
     def begin_pass(self, step: int, before_update: bool) -> None:
-        self.step, self.before_update, self.backward_seen, self.asked, self.recorded = step, before_update, False, None, 0
+        self.step, self.before_update, self.backward_seen, self.asked, self.recorded, self.concealed = step, before_update, False, None, 0, 0
         self.pass_number += 1
         self._begin()
 
@@ -316,12 +316,15 @@ class Observer(TorchFunctionMode):
         outputs, inputs = (*args, None, None)[:2]
         if (not kwargs.get("create_graph") and outputs is not None and len(outputs) == 1 and outputs[0].numel() == 1
                 and inputs is not None and all(isinstance(t, torch.nn.Parameter) or self.roots.parameter(t) is not None for t in inputs)):
-            self.asked = outputs[0].detach()
-            if (maker := self.graph.maker(outputs[0])) is not None:
+            first, self.asked = self.asked is None, outputs[0].detach()
+            if first and (maker := self.graph.maker(outputs[0])) is not None:
                 self.loss_nodes.append(maker)
 
     def _hide(self, op: str, args: Any, output: Any) -> None:
         """A call through which no gradient goes."""
+        self.concealed += 1
+        if self.concealed > FULL:
+            return
         started = self.clock()
         try:
             if self.here():

@@ -86,6 +86,8 @@ class KnownOptimizer:
         self.steps = 0
         self.stepped: Span | None = None
         self.zeroed = True
+        self.looked_back = False            # a backward of this step was seen to begin
+        self.leftovers: list[tuple[Tensor, Tensor]] = []        # parameters whose gradients were still there then, and samples of these
         self.stale = False                  # the gradients of the step before were still there at the last step seen in full
         self.looked = self.emptied = 0      # steps before which backward's gradients were looked for, and those before which they were gone
         self.held: set[int] = set()

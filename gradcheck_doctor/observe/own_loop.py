@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gradcheck_doctor.observe.updates import Updates, sample
+from gradcheck_doctor.observe.optimizers import KnownOptimizer
+from gradcheck_doctor.observe.updates import Updates, left_over, sample
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -34,7 +35,7 @@ class OwnLoop:
     steps = 0
     begun = False
     moving = False                          # the weights changed since `compare`, or will before the window ends
-    zeroed, stale = True, False
+    zeroed, stale, looked_back = True, False, False
 
     def __init__(self, observer: Observer, book: ParameterBook) -> None:
         self._observer, self._book = observer, book
@@ -45,6 +46,7 @@ class OwnLoop:
         self.held = set[int]()                                      # ids of the parameters that it was seen to change
         self.norms: dict[int, float | None] = {}                    # of the gradients of the first backward
         self._looked = 0
+        self.leftovers: list[tuple[Tensor, Tensor]] = []
 
     def parameters(self) -> list[Tensor]:
         """Those of modules, and bare tensors that are used as weights."""
@@ -101,3 +103,20 @@ class OwnLoop:
         lr = float(f"{median(self._rates):.3g}") if self._rates and 2 * len(self._rates) >= self._looks else math.nan
         group = OptimizerGroup(lr=lr, parameters=tuple(names[key] for key in self.held if key in names))
         return OptimizerRecord(self.name, (group,), stepped=place, steps=self.steps, own=True)
+
+
+def look_back(stepping: Iterable[KnownOptimizer | OwnLoop]) -> None:
+    """Just before a backward: are gradients of the step before still there?"""
+    for known in stepping:
+        known.looked_back = True
+        if known.steps and not known.zeroed:
+            known.leftovers = [(p, sample(p.grad).clone()) for p in known.some(50) if p.grad is not None and left_over(p)]
+            known.zeroed = not known.leftovers
+
+
+def compare_back(stepping: Iterable[KnownOptimizer | OwnLoop]) -> None:
+    """Just behind a backward: what it added nothing to is not left over, it belongs to another part of the step."""
+    for known in stepping:
+        if known.leftovers:
+            known.zeroed = all(p.grad is not None and torch.equal(sample(p.grad), old) for p, old in known.leftovers)
+            known.leftovers = []

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from gradcheck_doctor.observe.build import blind_spots, input_records, loss_records, module_records, operations
 from gradcheck_doctor.observe.build import kept as indices
@@ -14,6 +17,8 @@ from gradcheck_doctor.observe.parameters import stays_equal
 from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import Recording
+
+SEVERAL = 4            # models of one class that are named one by one
 
 if TYPE_CHECKING:
     from gradcheck_doctor.observe.watch import Monitor
@@ -41,16 +46,23 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
     steps, curve = monitor.steps.since(since)
     losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
     return Recording(
-        kind=kind, model_class=", ".join(class_name(m) for m in models), parameter_count=sum(p.count for p in parameters),
+        kind=kind, model_class=_names(models), parameter_count=sum(p.count for p in parameters),
         trainable_count=sum(p.count for p in parameters if p.trainable), device=str(first.device) if first is not None else "cpu",
         dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32", modules=modules, parameters=parameters,
         operations=kept, inputs=input_records(observer), losses=losses, optimizers=optimizers, steps=steps,
         parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in monitor.parameter_steps.items() if k in names},
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
-        probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules),
+        probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules, monitor.step > 0 and not monitor.compiled()),
         notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
                "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
+
+
+def _names(models: Sequence[nn.Module]) -> str:
+    """Net, Sequential x20: the classes of the models."""
+    counts = Counter(class_name(m) for m in models)
+    many = len(models) > SEVERAL
+    return ", ".join(f"{name} x{count}" if many and count > 1 else ", ".join([name] * count) for name, count in counts.items())
 
 
 def files_of(monitor: Monitor) -> tuple[str, ...]:

@@ -105,6 +105,18 @@ class Source:
         """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`."""
         return tuple(self.place(n) for n in self.nodes if _updates(n))  # type: ignore[arg-type]
 
+    @functools.cached_property
+    def switches(self) -> tuple[tuple[int, int, Span], ...]:
+        """(first line, last line, no_grad() or its like) of each block and function that runs without gradients, outer ones first."""
+        found = []
+        for node in self.nodes:
+            if isinstance(node, (ast.With, ast.FunctionDef)):
+                for switch in [i.context_expr for i in node.items] if isinstance(node, ast.With) else node.decorator_list:
+                    name = switch.func if isinstance(switch, ast.Call) else switch
+                    if isinstance(name, (ast.Name, ast.Attribute)) and (name.id if isinstance(name, ast.Name) else name.attr) in SWITCHES:
+                        found.append((node.lineno, node.end_lineno or node.lineno, self.place(switch)))
+        return tuple(found)
+
     def place(self, node: ast.expr | ast.stmt) -> Span:
         end = node.end_lineno or node.lineno
         return Span(self.file, node.lineno, characters(self.file, node.lineno, node.col_offset) + 1, end,
@@ -130,14 +142,8 @@ def without_gradients(span: Span | None) -> Span | None:
     of = source(span.file) if span is not None else None
     if of is None or span is None:
         return None
-    around = [n for n in of.nodes if isinstance(n, (ast.With, ast.FunctionDef)) and n.lineno <= span.line <= (n.end_lineno or n.lineno)]
-    for node in reversed(around):
-        switches = [i.context_expr for i in node.items] if isinstance(node, ast.With) else node.decorator_list
-        for switch in switches:
-            name = switch.func if isinstance(switch, ast.Call) else switch
-            if isinstance(name, (ast.Name, ast.Attribute)) and (name.id if isinstance(name, ast.Name) else name.attr) in SWITCHES:
-                return of.place(switch)
-    return None
+    around = [(start, end, place) for start, end, place in of.switches if start <= span.line <= end]
+    return around[-1][2] if around else None
 
 
 def zeroed_between(backward: Span | None, step: Span | None) -> Span | None:

@@ -22,13 +22,13 @@ from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
 from gradcheck_doctor.observe.optimizers import KnownOptimizer, Optimizers, WaitingOptimizer
-from gradcheck_doctor.observe.own_loop import OwnLoop
+from gradcheck_doctor.observe.own_loop import OwnLoop, compare_back, look_back
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.recorded import recorded
 from gradcheck_doctor.observe.scaling import ScalerSteps
 from gradcheck_doctor.observe.schedule import Schedule
 from gradcheck_doctor.observe.step_log import StepLog
-from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row, left_over
+from gradcheck_doctor.observe.updates import GradientSample, Updates, add_rows, global_norm, gradient_norms, gradient_row
 from gradcheck_doctor.records.lazy import Lazy
 from gradcheck_doctor.records.recording import Event, ParameterStep, Recording
 
@@ -141,7 +141,7 @@ class Monitor:
             turn = schedule.observed // schedule.together
             if not observer.exact and turn >= FULL_FIRST and turn * GOLDEN % 1.0 >= self.full_share:
                 self._brief = True
-            elif not self._compiled():
+            elif not self.compiled():
                 self._clip_seen = self._early_clip_seen = False
                 observer.begin_pass(self.step, before_update=self.step == 0)
                 observer.open()
@@ -149,7 +149,8 @@ class Monitor:
         if observer.active:
             observer.close()
 
-    def _compiled(self) -> bool:
+    def compiled(self) -> bool:
+        """Whether a model, or something it is made of, went through torch.compile."""
         return self.log is not None and self.log.compiled or facts.marked_compiled(self.observer.roots.known())
 
     @property
@@ -166,10 +167,7 @@ class Monitor:
 
     def _on_backward(self) -> None:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
-        stepping: list[KnownOptimizer | OwnLoop] = [*self.optimizers, self.own]
-        for known in stepping:
-            if known.steps and not known.zeroed:
-                known.zeroed = not any(map(left_over, known.some(50)))
+        look_back([*self.optimizers, self.own])
         if self._backwards == 0:
             self._take_down()
             self._event("backward", span=self.observer.span_at(sys._getframe(4)))
@@ -182,6 +180,7 @@ class Monitor:
         self.facts.before_update(self.observer)
 
     def _after_backward(self) -> None:
+        compare_back([*self.optimizers, self.own])
         parameters = (p for p, _ in self.book.records.values())
         self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters)
 
@@ -365,8 +364,8 @@ class Monitor:
         observer = self.observer
         add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
         if not self._brief:
-            known.stale = known.steps > 2 and not known.zeroed and self._backwards > 0       # between full steps it stays what it was
-            known.zeroed = False
+            known.stale = known.steps > 2 and known.looked_back and not known.zeroed and self._backwards > 0     # stays so between full steps
+            known.zeroed = known.looked_back = False
             observer.finish_step()
         if self.ranks.joined:
             self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)

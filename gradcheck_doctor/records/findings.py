@@ -8,10 +8,12 @@ from typing import Any
 from gradcheck_doctor.records.sites import Span
 
 #: The blind spot of a run of which nothing can be said.
-NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; processes that the script starts itself are not watched, "
-                "start them with torchrun")
+NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; what torch.autograd.grad or torch.func alone train is not "
+                "watched, nor are processes that the script starts itself (start them with torchrun)")
 #: That of one whose weights nothing changed.
 NO_STEP = "no optimizer stepped and no weight changed: what only shows in the course of a training was not judged"
+#: That of one whose steps were seen, but nothing of the model.
+NO_FORWARD = "no forward was seen: the training runs in another thread than the one that is watched"
 SOURCE = "source_sha256"                      # in a report's probe: the digest of the file it is about
 SEVERITIES = ("info", "warning", "error")     # in rising order
 
@@ -129,7 +131,7 @@ class ReportData:
     @property
     def nothing_seen(self) -> bool:
         """A run without findings because there was nothing to find them in."""
-        return self.verdict == "healthy" and any(spot.reason in (NOTHING_SEEN, NO_STEP) for spot in self.blind_spots)
+        return self.verdict == "healthy" and any(spot.reason in (NOTHING_SEEN, NO_STEP, NO_FORWARD) for spot in self.blind_spots)
 
     @property
     def headline(self) -> str:

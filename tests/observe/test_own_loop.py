@@ -366,3 +366,109 @@ def test_a_forward_that_is_too_long_is_still_a_step(monkeypatch):
     assert all(len(rows) == 4 and rows[0].grad_norm for rows in recording.parameter_steps.values())
     first = recording.operations[1]
     assert first.op == "linear" and all(s.gradient is not None for s in first.observed)
+
+
+# -- what other people's loops showed -------------------------------------------------------------------------------------------------------
+def serious(report):
+    return [f.rule for f in report.findings if f.severity != "info"]
+
+
+def test_gradients_that_backward_does_not_reach_are_not_left_over():
+    """GradNorm: the weights of the losses have an optimizer of their own, cleared behind the backward of the model."""
+    net, shares = mlp(), torch.ones(2, requires_grad=True)
+    opt, own = torch.optim.SGD(net.parameters(), 0.1), torch.optim.SGD([shares], 0.01)
+    with doctor.watch(net, [opt, own], every=1) as seen:
+        for k in range(30):
+            i = torch.arange(32) + 32 * (k % 8)
+            opt.zero_grad()
+            F.cross_entropy(net(X[i]), Y[i]).backward()
+            own.zero_grad()
+            shares.grad = 0.1 * torch.randn(2)
+            own.step()
+            opt.step()
+    assert "stale-gradient" not in [f.rule for f in seen.report().findings]
+
+
+@pytest.mark.parametrize(("clear", "rules"), [(True, []), (False, ["stale-gradient"])])
+def test_gradients_that_are_left_over_are_still_found(clear, rules):
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.05)
+    with doctor.watch(net, opt, every=1) as seen:
+        loop(net, lambda _: opt.step(), 40, clear=clear)
+    assert [r for r in serious(seen.report()) if r == "stale-gradient"] == rules
+
+
+def test_a_training_in_another_thread_is_neither_stale_nor_healthy(tmp_path):
+    import threading
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.05)
+    with Monitor() as monitor:
+        thread = threading.Thread(target=lambda: loop(net, lambda _: opt.step(), 40))
+        thread.start()
+        thread.join()
+    from gradcheck_doctor.session import examine
+    report = examine(monitor.recording(), "train.py").report
+    assert not serious(report) and report.headline == "no training observed" and torch.overrides._len_torch_function_stack() == 0
+
+
+def test_sparse_inputs():
+    torch.manual_seed(0)
+    weight = nn.Linear(10, 2)
+
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = weight
+
+        def forward(self, x, links):
+            return self.out(torch.sparse.mm(links, x))
+
+    net, links = Graph(), torch.eye(256).to_sparse()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    with doctor.watch(net, opt) as seen:
+        for _ in range(6):
+            opt.zero_grad()
+            F.cross_entropy(net(X, links), Y).backward()
+            opt.step()
+    assert seen.monitor.observer.failure is None and seen.report().recording.total_steps == 6
+
+
+def test_an_ensemble_that_is_mapped_over_is_not_cut_off():
+    from torch.func import functional_call, stack_module_state
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2)) for _ in range(3)]
+    parameters, buffers = stack_module_state(models)
+    base = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2)).to("meta")
+    weights = {k: v.detach().requires_grad_() for k, v in parameters.items()}
+    opt = torch.optim.Adam(list(weights.values()), 1e-2)
+    with Monitor() as monitor:
+        for _ in range(20):
+            out = torch.vmap(lambda p, b, x: functional_call(base, (p, b), (x,)), in_dims=(0, 0, None))(weights, buffers, X)
+            opt.zero_grad()
+            F.cross_entropy(out.flatten(0, 1), Y.repeat(3)).backward()
+            opt.step()
+    assert not [f for f in diagnose(monitor.recording()) if f.severity != "info"]
+
+
+def test_what_gets_no_gradient_is_looked_into_for_a_while_only(monkeypatch):
+    from gradcheck_doctor.observe import observer
+    monkeypatch.setattr(observer, "FULL", 50)
+    net = mlp()
+    hidden = []
+    with Monitor([net]) as monitor:
+        monkeypatch.setattr(monitor.observer.hidden, "made", lambda *a: hidden.append(1))
+        with torch.no_grad():
+            for _ in range(40):
+                net(X)
+    assert monitor.observer.failure is None and len(hidden) <= 50
+
+
+def test_many_models_are_counted_in_the_name():
+    nets = [mlp() for _ in range(6)]
+    with Monitor(nets) as monitor:
+        for net in nets:
+            net(X).sum().backward()
+    assert monitor.recording().model_class == "Sequential x6"
+    with Monitor(nets[:2]) as monitor:
+        sum(net(X).sum() for net in nets[:2]).backward()
+    assert monitor.recording().model_class == "Sequential, Sequential"

@@ -196,7 +196,7 @@ def _thrown_away(recording: Recording) -> Measurement | None:
 
 def _cut_off(recording: Recording) -> Measurement | None:
     """Backward ran on every step and reached nothing of the model: no parameter ever had a gradient, no operation either, and no weight moved."""
-    rows = [row for p in recording.parameters if p.trainable for row in recording.parameter_steps.get(p.name, ())]
+    rows = [row for p in recording.parameters if p.trainable and p.in_optimizer for row in recording.parameter_steps.get(p.name, ())]
     backward = recording.events_of("backward")
     steps = len({row.step for row in rows})
     if (len(recording.optimizers) != 1 or not backward or steps < FEWEST or any(row.grad_norm is not None or row.update_ratio for row in rows)

@@ -39,10 +39,12 @@ class DecayDominates(Rule):
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for record in recording.optimizers:
             decay = max((g.weight_decay for g in record.groups), default=0.0)
+            if decay <= 0 or record.name not in ("SGD", "Adam", "RMSprop", "Adagrad"):
+                continue
             rows = [(row.step, decay * row.weight_norm / row.grad_norm) for p in recording.parameters if len(p.shape) >= 2
                     for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
             ratios = [ratio for _, ratio in rows]
-            if decay > 0 and record.name in ("SGD", "Adam", "RMSprop", "Adagrad") and len(ratios) >= 10:
+            if len(ratios) >= 10:
                 left = _left(recording)
                 begin = min(step for step, _ in rows)
                 if left is not None and left < COLLAPSED:           # they shrank until the gradient held against the decay: how it began tells

@@ -29,8 +29,9 @@ class StaleGradient(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        observed = _observed(recording)
         for number, record in enumerate(recording.optimizers):
-            watched = [s for s in recording.steps if s.optimizer == number and s.step in _observed(recording)][3:]
+            watched = [s for s in recording.steps if s.optimizer == number and s.step in observed][3:]
             if len(watched) >= 5:
                 share = sum(s.stale_gradient for s in watched) / len(watched)
                 yield Measurement(value=share, location=record.stepped, evidence={"share": share, "steps": len(watched)})
