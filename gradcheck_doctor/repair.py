@@ -222,29 +222,33 @@ def _moved(report: ReportData, file: str, trial: Trial | None = None) -> ReportD
     """The report with spans of the measured copy (or of the imported file that is edited) pointing at `file`."""
     from gradcheck_doctor.records.sites import Span
 
-    own = os.path.basename(trial.file if trial is not None and trial.script else report.target.partition(":")[0])
+    own = trial.file if trial is not None and trial.script else report.target.partition(":")[0]
+    there = os.path.isfile(own)                                     # of a copy that is gone only the name is left, which no other file has
+
+    def mine(name: str) -> bool:
+        return _same(name, own) if there else os.path.basename(name) == os.path.basename(own)
 
     def move(span: Span | None) -> Span | None:
-        return replace(span, file=file) if span is not None and os.path.basename(span.file) == own else span
+        return replace(span, file=file) if span is not None and mine(span.file) else span
 
     def fix(old: Fix) -> Fix:
         return replace(old, prescription=replace(old.prescription, span=move(old.prescription.span)))
 
     findings = tuple(replace(f, location=move(f.location), fixes=tuple(fix(x) for x in f.fixes)) for f in report.findings)
-    layers = tuple(replace(row, location=move(row.location), weight=_weight(row.weight, own, file)) for row in report.layers)
+    layers = tuple(replace(row, location=move(row.location), weight=_weight(row.weight, mine, file)) for row in report.layers)
     return replace(report, findings=findings, layers=layers)
 
 
-def _weight(weight: object, own: str, file: str) -> dict[str, object]:
+def _weight(weight: object, mine: Callable[[str], bool], file: str) -> dict[str, object]:
     values = dict(weight) if isinstance(weight, dict) else {}
     place = values.get("init")
-    if isinstance(place, dict) and os.path.basename(str(place.get("file"))) == own:
+    if isinstance(place, dict) and mine(str(place.get("file"))):
         values["init"] = {**place, "file": file}
     return values
 
 
 def _same(a: str, b: str) -> bool:
-    return os.path.abspath(a) == os.path.abspath(b)
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _at(edit: Edit, file: str) -> Edit:

@@ -1,7 +1,7 @@
 """Facts for single rules that have no place elsewhere; each key of `Recording.notes` is filled here."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
 from gradcheck_doctor.observe.scope import join
-from gradcheck_doctor.observe.source import sources, user_files
+from gradcheck_doctor.observe.source import Source
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -105,11 +105,10 @@ class Facts:
                 start_mean, start_variance = row["start"]
                 row["change"] = ((mean - start_mean).abs() / (start_variance + 1e-5).sqrt()).mean().item()
 
-    def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...]) -> dict[str, Any]:
+    def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...], read: Sequence[Source]) -> dict[str, Any]:
         names = {id(module): name for module, name in observer.roots.names()}
         prefixes = observer.roots.prefixes()
         log = observer.log
-        read = sources(user_files(observer.roots.roots, log))
         return {
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],

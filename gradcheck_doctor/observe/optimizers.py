@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gradcheck_doctor.observe.provenance import ConstructionLog
 from gradcheck_doctor.observe.rate_schedules import RateSchedule
-from gradcheck_doctor.observe.updates import Updates, any_gradient, left_over
+from gradcheck_doctor.observe.updates import Updates, any_gradient, left_over, sample
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -77,20 +78,63 @@ class Optimizers:
         return [WaitingOptimizer(o, span) for o, span in built] + [WaitingOptimizer(o, known.built) for known in self if (o := known.ref()) is not None]
 
 
-class KnownOptimizer:
-    """An optimizer that steps parameters we watch; does not keep it alive."""
+class Stepping(ABC):
+    """What changes the weights, step by step: an optimizer of torch, or the loop itself."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None, schedule: RateSchedule | None = None) -> None:
-        self.ref = weakref.ref(optimizer)
-        self.number, self.built, self.schedule = number, built, schedule or RateSchedule()
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.steps = 0
-        self.stepped: Span | None = None
+        self.held = set[int]()              # ids of its parameters
         self.zeroed = True
         self.looked_back = False            # a backward of this step was seen to begin
         self.leftovers: list[tuple[Tensor, Tensor]] = []        # parameters whose gradients were still there then, and samples of these
         self.stale = False                  # the gradients of the step before were still there at the last step seen in full
+
+    @abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """All that it may change."""
+
+    @abstractmethod
+    def some(self, number: int) -> Iterator[Tensor]:
+        """The first few that are trained."""
+
+    @abstractmethod
+    def look(self) -> bool:
+        """Note what it holds now; whether that is more than was known."""
+
+    def step_ended(self) -> float | None:
+        """Count a step; the learning rate it was made with, None where that is not known."""
+        self.steps += 1
+        return None
+
+    def look_back(self) -> None:
+        """Just before a backward: are gradients of the step before still there?"""
+        self.looked_back = True
+        if self.steps and not self.zeroed:
+            self.leftovers = [(p, sample(p.grad).clone()) for p in self.some(50) if p.grad is not None and left_over(p)]
+            self.zeroed = not self.leftovers
+
+    def compare_back(self) -> None:
+        """Just behind a backward: what it added nothing to is not left over, it belongs to another part of the step."""
+        if self.leftovers:
+            self.zeroed = all(p.grad is not None and torch.equal(sample(p.grad), old) for p, old in self.leftovers)
+            self.leftovers = []
+
+    def seen_in_full(self, backwards: int) -> None:
+        """A step that was seen in full, with so many backward passes, ended: between two of them `stale` stays what it was."""
+        self.stale = self.steps > 2 and self.looked_back and not self.zeroed and backwards > 0
+        self.zeroed = self.looked_back = False
+
+
+class KnownOptimizer(Stepping):
+    """An optimizer that steps parameters we watch; does not keep it alive."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, number: int, built: Span | None, schedule: RateSchedule | None = None) -> None:
+        super().__init__(number)
+        self.ref = weakref.ref(optimizer)
+        self.built, self.schedule = built, schedule or RateSchedule()
+        self.stepped: Span | None = None
         self.looked = self.emptied = 0      # steps before which backward's gradients were looked for, and those before which they were gone
-        self.held: set[int] = set()
         self.updates = Updates()
         self.name = type(optimizer).__name__
         self._initial: list[float | None] = [_number(g.get("initial_lr", g.get("lr"))) for g in optimizer.param_groups]     # a schedule has set the rate

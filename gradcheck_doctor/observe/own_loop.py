@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gradcheck_doctor.observe.optimizers import KnownOptimizer
-from gradcheck_doctor.observe.updates import Updates, left_over, sample
+from gradcheck_doctor.observe.optimizers import Stepping
+from gradcheck_doctor.observe.updates import Updates, sample
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
@@ -23,30 +23,26 @@ OFTEN = 64             # looks at the weights; then after twice, four times as m
 ALIKE = 0.01           # by how much the ratios of change and gradient may differ for one learning rate to explain them
 
 
-class OwnLoop:
+class OwnLoop(Stepping):
     """What a monitor knows of such a loop, as it knows it of an optimizer.
 
-    Weights that moved from one backward to the next, although no optimizer stepped, show that it is one (`begun`). Its steps then end with
-    backward: the weights change between two of them, behind the gradients of one step and in front of the forward of the next.
+    `held` are the parameters that it was seen to change. Weights that moved from one backward to the next, although no optimizer stepped, show that
+    it is one (`begun`). Its steps then end with backward: the weights change between two of them, behind the gradients of one step and in front of
+    the forward of the next.
     """
 
-    number = 0
     name = "the loop's own update"
-    steps = 0
     begun = False
     moving = False                          # the weights changed since `compare`, or will before the window ends
-    zeroed, stale, looked_back = True, False, False
 
     def __init__(self, observer: Observer, book: ParameterBook) -> None:
+        super().__init__(0)
         self._observer, self._book = observer, book
         self._updates = Updates()
         self._gradients: dict[int, float] = {}                      # rms of a sample of each gradient, when the weights were looked at
-        self._rates: list[float] = []
-        self._looks = 0
-        self.held = set[int]()                                      # ids of the parameters that it was seen to change
+        self._rates: list[float] = []                               # one of each look at what changed; nan where no rate explains it
         self.norms: dict[int, float | None] = {}                    # of the gradients of the first backward
-        self._looked = 0
-        self.leftovers: list[tuple[Tensor, Tensor]] = []
+        self._asked = 0                                             # how often `moved` was
 
     def parameters(self) -> list[Tensor]:
         """Those of modules, and bare tensors that are used as weights."""
@@ -61,10 +57,6 @@ class OwnLoop:
     def look(self) -> bool:
         """As of an optimizer's groups: nothing new."""
         return False
-
-    def step_ended(self) -> None:
-        """Count a step."""
-        self.steps += 1
 
     def compare(self) -> None:
         """The weights as they are now, behind a backward, are those that the next look at them is compared with."""
@@ -81,42 +73,25 @@ class OwnLoop:
         with torch._C.DisableTorchFunction():
             found = self._updates.finish()
         ratios = [row[1] / self._gradients[key] for key, (row, _) in found.items() if row[1] > 0.0 and self._gradients.get(key, 0.0) > 0.0]
-        self._looks += 1
         self.held.update(key for key, (row, _) in found.items() if row[1] > 0.0)
-        if ratios and max(ratios) <= (1.0 + ALIKE) * min(ratios):
-            self._rates.append(median(ratios))
+        alike = ratios and max(ratios) <= (1.0 + ALIKE) * min(ratios)
+        self._rates.append(median(ratios) if alike else math.nan)
         return found
 
     def moved(self, norms: dict[int, float | None]) -> bool:
         """Have the weights changed since the first backward, which left gradients of these `norms`? Looks ever more rarely."""
-        self._looked += 1
-        if self._looked == 1:
+        self._asked += 1
+        if self._asked == 1:
             self.norms = norms
             self.compare()
-        elif self._looked <= OFTEN or self._looked.bit_count() == 1:
+        elif self._asked <= OFTEN or self._asked.bit_count() == 1:
             self.finish()
             self.begun = bool(self.held)
         return self.begun
 
     def record(self, names: Mapping[int, str], place: Span | None) -> OptimizerRecord:
         """Like an optimizer's: the rate is the ratio of change and gradient, nan where that is not one number; `place` is where the weights change."""
-        lr = float(f"{median(self._rates):.3g}") if self._rates and 2 * len(self._rates) >= self._looks else math.nan
+        known = [rate for rate in self._rates if not math.isnan(rate)]
+        lr = float(f"{median(known):.3g}") if known and 2 * len(known) >= len(self._rates) else math.nan
         group = OptimizerGroup(lr=lr, parameters=tuple(names[key] for key in self.held if key in names))
         return OptimizerRecord(self.name, (group,), stepped=place, steps=self.steps, own=True)
-
-
-def look_back(stepping: Iterable[KnownOptimizer | OwnLoop]) -> None:
-    """Just before a backward: are gradients of the step before still there?"""
-    for known in stepping:
-        known.looked_back = True
-        if known.steps and not known.zeroed:
-            known.leftovers = [(p, sample(p.grad).clone()) for p in known.some(50) if p.grad is not None and left_over(p)]
-            known.zeroed = not known.leftovers
-
-
-def compare_back(stepping: Iterable[KnownOptimizer | OwnLoop]) -> None:
-    """Just behind a backward: what it added nothing to is not left over, it belongs to another part of the step."""
-    for known in stepping:
-        if known.leftovers:
-            known.zeroed = all(p.grad is not None and torch.equal(sample(p.grad), old) for p, old in known.leftovers)
-            known.leftovers = []

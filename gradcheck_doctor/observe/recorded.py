@@ -38,7 +38,8 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
                                rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
                        for key, (tensor, record) in book.records.items())
     names = {key: record.name for key, (_, record) in book.records.items()}
-    read = sources(files_of(monitor))
+    files = user_files(observer.roots.roots, monitor.log)
+    read = sources(dict.fromkeys([*files, *_trains(monitor)]))
     changing = next((span for source in read for span in source.own_updates), None)
     optimizers = (*([monitor.own.record(names, changing)] if monitor.own.begun else []), *(o.record(names) for o in known))
     models = [observer.roots.roots[i] for i in observer.roots.models()]
@@ -53,7 +54,7 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         parameter_steps={names[k]: tuple(v[bisect_right(v, since, key=lambda row: row.step):]) for k, v in monitor.parameter_steps.items() if k in names},
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
         probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules, monitor.step > 0 and not monitor.compiled()),
-        notes={**monitor.facts.notes(observer, modules), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
+        notes={**monitor.facts.notes(observer, modules, sources(files)), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
                "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
 
@@ -65,10 +66,9 @@ def _names(models: Sequence[nn.Module]) -> str:
     return ", ".join(f"{name} x{count}" if many and count > 1 else ", ".join([name] * count) for name, count in counts.items())
 
 
-def files_of(monitor: Monitor) -> tuple[str, ...]:
-    """The user's files that make the models, and the one that trains them."""
-    trains = [e.span.file for e in monitor.events if e.kind == "backward" and e.span is not None][:1]
-    return tuple(dict.fromkeys([*user_files(monitor.observer.roots.roots, monitor.log), *map(os.path.realpath, trains)]))
+def _trains(monitor: Monitor) -> list[str]:
+    """The file that calls backward, where that was seen."""
+    return [os.path.realpath(e.span.file) for e in monitor.events if e.kind == "backward" and e.span is not None][:1]
 
 
 def idle(monitor: Monitor, names: Mapping[int, str], read: Sequence[Source]) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from gradcheck_doctor.observe.build import ParameterBook
 from gradcheck_doctor.observe.calls import call_seconds, still_scaled
 from gradcheck_doctor.observe.distributed import Ranks, share_of
 from gradcheck_doctor.observe.observer import Observer
-from gradcheck_doctor.observe.optimizers import KnownOptimizer, Optimizers, WaitingOptimizer
-from gradcheck_doctor.observe.own_loop import OwnLoop, compare_back, look_back
+from gradcheck_doctor.observe.optimizers import KnownOptimizer, Optimizers, Stepping, WaitingOptimizer
+from gradcheck_doctor.observe.own_loop import OwnLoop
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_span
 from gradcheck_doctor.observe.recorded import recorded
 from gradcheck_doctor.observe.scaling import ScalerSteps
@@ -167,7 +167,8 @@ class Monitor:
 
     def _on_backward(self) -> None:
         """Just before backward on a step that is seen in full: are last step's gradients still there?"""
-        look_back([*self.optimizers, self.own])
+        for known in (*self.optimizers, self.own):
+            known.look_back()
         if self._backwards == 0:
             self._take_down()
             self._event("backward", span=self.observer.span_at(sys._getframe(4)))
@@ -180,7 +181,8 @@ class Monitor:
         self.facts.before_update(self.observer)
 
     def _after_backward(self) -> None:
-        compare_back([*self.optimizers, self.own])
+        for known in (*self.optimizers, self.own):
+            known.compare_back()
         parameters = (p for p, _ in self.book.records.values())
         self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters)
 
@@ -338,7 +340,7 @@ class Monitor:
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
             self.stop()
 
-    def _close_window(self, known: KnownOptimizer | OwnLoop) -> None:
+    def _close_window(self, known: Stepping) -> None:
         observer, step = self.observer, self.step
         observed = observer.active or self._brief
         norm: float | None = None
@@ -359,13 +361,12 @@ class Monitor:
                 self.on_observed(self)
         self.schedule.spent = self.seconds
 
-    def _finish_step(self, known: KnownOptimizer | OwnLoop) -> float | None:
+    def _finish_step(self, known: Stepping) -> float | None:
         """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
         observer = self.observer
         add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
         if not self._brief:
-            known.stale = known.steps > 2 and known.looked_back and not known.zeroed and self._backwards > 0     # stays so between full steps
-            known.zeroed = known.looked_back = False
+            known.seen_in_full(self._backwards)
             observer.finish_step()
         if self.ranks.joined:
             self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)

@@ -63,8 +63,8 @@ def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | N
     if span is None:
         return None
     tree = context.tree_of(span)
-    found = next((n for n in ast.walk(tree.root) if isinstance(n, ast.stmt) and n.lineno == span.line and tree.span(n) == span and "grad" in tree.source(n)), None)
-    return (tree, found) if found is not None else None
+    found = tree.find(span, ast.stmt)
+    return (tree, found) if found is not None and "grad" in tree.source(found) else None
 
 
 def _own_rate(tree: Tree, update: ast.stmt) -> ast.expr:

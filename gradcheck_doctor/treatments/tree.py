@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
@@ -15,6 +16,7 @@ from gradcheck_doctor.records.sources import decoded, lines_of
 
 GENERATED = re.compile(r"@generated\b|\bdo not (edit|modify)\b|\bauto(matically)?[- ]?generated\b", re.IGNORECASE)
 INDENT = "    "
+N = TypeVar("N", ast.expr, ast.stmt)
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,16 @@ class Tree:
         Raises:
             TreatmentRefused: there is none.
         """
-        for node in ast.walk(self.root):
-            if span is not None and isinstance(node, ast.expr) and (node.lineno, node.end_lineno) == (span.line, span.end_line) and self.span(node) == span:
-                return node
+        if (node := self.find(span, ast.expr)) is not None:
+            return node
         raise TreatmentRefused("the expression could not be found in the source")
+
+    def find(self, span: Span | None, kind: type[N]) -> N | None:
+        """The outermost node of a kind that `span` is exactly."""
+        for node in ast.walk(self.root):
+            if span is not None and isinstance(node, kind) and (node.lineno, node.end_lineno) == (span.line, span.end_line) and self.span(node) == span:
+                return node
+        return None
 
     def up(self, node: ast.AST) -> Iterator[ast.AST]:
         """The nodes around `node`, the nearest first."""

@@ -76,3 +76,15 @@ def test_an_edited_text_stands_in_for_a_module_its_tracebacks_and_its_cached_cod
     shown = doctor("run", "main.py", cwd=tmp_path, env=edited.environment({str(tmp_path / "part.py"): str(tmp_path / "new.txt")}))
     assert "ValueError: new line" in shown.stderr and "line 5, in f\n    raise ValueError('new line')" in shown.stderr, shown.stderr
     assert "old" in doctor("run", "main.py", cwd=tmp_path).stdout
+
+
+def test_files_of_the_same_name_are_not_confused(tmp_path):
+    """The script and the module it imports are both called loop.py: only the module is edited."""
+    part = tmp_path / "parts" / "loop.py"
+    part.parent.mkdir()
+    part.write_text(LOOP)
+    (tmp_path / "loop.py").write_text(TRAIN.format(module="parts.loop"))
+    done = doctor("fix", "loop.py", "--run", "--unsafe-fixes", cwd=tmp_path)
+    assert done.returncode == 0 and "(improved)" in done.stdout, done.stdout + done.stderr
+    assert part.read_text() == LOOP.replace("        loss.backward()", "        opt.zero_grad()\n        loss.backward()")
+    assert (tmp_path / "loop.py").read_text() == TRAIN.format(module="parts.loop")
