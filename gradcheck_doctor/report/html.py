@@ -1,4 +1,4 @@
-"""A self-contained page: verdict, findings with source, gradient along the spine, layer table. No request leaves it."""
+"""A self-contained page: verdict, findings with source, curves, gradient along the spine, layer table. No request leaves it."""
 from __future__ import annotations
 
 import functools
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding, ReportData
+from gradcheck_doctor.report.charts import chart_of
 from gradcheck_doctor.report.lines import chosen
 from gradcheck_doctor.report.rows import rows_of
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from gradcheck_doctor.report.render import Style
+
+CURVES = {"loss": "Loss", "grad_norm": "Gradient norm"}
 
 
 @functools.cache
@@ -38,12 +41,13 @@ def fragment(report: ReportData) -> str:
 
 def _view(report: ReportData) -> dict[str, Any]:
     explained = {fp for f in report.findings for fp in f.related}
-    names = {f.fingerprint: f"{f.code} {f.rule}" for f in report.findings}
+    by_print = {f.fingerprint: f for f in report.findings}
     findings = [{"f": f, "place": f"{relative(f.location.file)}:{f.location.line}:{f.location.column}" if f.location else "",
-                 "source": _source(f), "explains": sorted({names[x] for x in f.related if x in names})}
+                 "source": _source(f), "explains": [by_print[x] for x in f.related if x in by_print]}
                 for f in report.findings if f.fingerprint not in explained]
     serious = {f.code for f in report.findings if f.severity != "info"}
     return {"data": report, "findings": findings, "probe": chosen(report), "bars": _bars(report, serious), "rows": rows_of(report.layers),
+            "charts": [chart for name, title in CURVES.items() if (chart := chart_of(title, report.curves.get(name, ())))],
             "counts": {s: report.count(s) for s in ("error", "warning", "info")}}
 
 
