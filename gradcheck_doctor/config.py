@@ -14,6 +14,7 @@ from gradcheck_doctor.errors import ConfigError
 
 TABLE = "gradcheck-doctor"
 PREFIX = "GRADCHECK_DOCTOR_"
+LEVELS = ("info", "warning", "error")
 CHOICES = {"severity": ("info", "warning", "error"), "fail_on": ("error", "warning", "info", "never")}
 
 
@@ -49,6 +50,8 @@ def load(path: str | None = None, start: Path | None = None) -> Config:
     if file is None:
         return _from_environment(Config())
     config = _config(_table(file), str(file))
+    if config.baseline is not None:
+        config = replace(config, baseline=str(file.parent / config.baseline))        # as other tools do: from the folder of pyproject.toml
     return _from_environment(replace(config, per_file_ignores={_anchored(p, file.parent): codes for p, codes in config.per_file_ignores.items()}))
 
 
@@ -69,7 +72,8 @@ def _table(file: Path) -> dict[str, Any]:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is no valid TOML: {error}") from error
-    table = data.get("tool", {}).get(TABLE, {})
+    tool = data.get("tool", {})
+    table = tool.get(TABLE, {}) if isinstance(tool, dict) else None
     if not isinstance(table, dict):
         raise ConfigError(f"{file}: [tool.{TABLE}] must be a table")
     return table
@@ -97,17 +101,31 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {name.replace('_', '-')} must be a table, not {value!r}")
-        if name != "per_file_ignores":
-            return dict(value)
+        if name == "thresholds":
+            return {rule: _levels(rule, levels, where) for rule, levels in value.items()}
         for pattern, codes in value.items():
             if not isinstance(codes, (list, tuple)) or not all(isinstance(c, str) for c in codes):
                 raise ConfigError(f"{where}: per-file-ignores of {pattern!r} must be a list of strings, not {codes!r}")
         return {pattern: tuple(codes) for pattern, codes in value.items()}
     if name in CHOICES and value not in CHOICES[name]:
         raise ConfigError(f"{where}: {name.replace('_', '-')} must be one of {', '.join(CHOICES[name])}, not {value!r}")
+    if name == "every" and value != "auto" and not (isinstance(value, int) and value >= 1) and not (isinstance(value, str) and value.isdigit() and int(value)):
+        raise ConfigError(f"{where}: every must be a positive number or auto, not {value!r}")
     if isinstance(kind, bool) and not isinstance(value, bool):
         raise ConfigError(f"{where}: {name} must be true or false, not {value!r}")
     return value
+
+
+def _levels(rule: str, levels: Any, where: str) -> dict[str, float]:
+    """Thresholds of one rule: severity -> number."""
+    if not isinstance(levels, dict) or not levels:
+        raise ConfigError(f"{where}: thresholds.{rule} must be a table such as {{warning = 0.01}}, not {levels!r}")
+    for level, value in levels.items():
+        if level not in LEVELS:
+            raise ConfigError(f"{where}: thresholds.{rule} has an unknown key {level!r}; it must be one of {', '.join(LEVELS)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{where}: thresholds.{rule}.{level} must be a number, not {value!r}")
+    return {level: float(value) for level, value in levels.items()}
 
 
 def _from_environment(config: Config) -> Config:

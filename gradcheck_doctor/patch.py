@@ -16,7 +16,7 @@ from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, ReportData
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.records.sources import decoded, encoded, lines_of
+from gradcheck_doctor.records.sources import decoded, encoded, lines_of, target_file
 from gradcheck_doctor.repair import Repair
 from gradcheck_doctor.treatments.plan import planned
 from gradcheck_doctor.treatments.tree import applied, offsets
@@ -245,7 +245,7 @@ def _first_kept(fixes: Iterable[Fix]) -> tuple[Fix, ...]:
 
 def with_edits(report: ReportData) -> ReportData:
     """An audit's report with the source edits that are known for its fixes, none of them proven yet."""
-    file = report.target.partition(":")[0]
+    file = target_file(report.target)
     if not file.endswith(".py") or not os.path.isfile(file):
         return report
     fixes: dict[tuple[str, str], list[Fix]] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, ReportData
-from gradcheck_doctor.records.sources import encoded
+from gradcheck_doctor.records.sources import encoded, target_file
 from gradcheck_doctor.treatments.menu import blind
 from gradcheck_doctor.treatments.plan import planned
 from gradcheck_doctor.treatments.tree import applied
@@ -222,7 +222,7 @@ def _moved(report: ReportData, file: str, trial: Trial | None = None) -> ReportD
     """The report with spans of the measured copy (or of the imported file that is edited) pointing at `file`."""
     from gradcheck_doctor.records.sites import Span
 
-    own = trial.file if trial is not None and trial.script else report.target.partition(":")[0]
+    own = trial.file if trial is not None and trial.script else target_file(report.target)
     there = os.path.isfile(own)                                     # of a copy that is gone only the name is left, which no other file has
 
     def mine(name: str) -> bool:

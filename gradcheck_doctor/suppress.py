@@ -14,8 +14,9 @@ from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding
 from gradcheck_doctor.rules.registry import expand
 
-_LINE = re.compile(r"#\s*doctor:\s*ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
-_FILE = re.compile(r"#\s*doctor:\s*file-ignore(?:\[([^\]]*)\])?", re.IGNORECASE)
+_LINE = re.compile(r"#\s*doctor:\s*ignore(?:\[([^\]]*)\]|(?!\s*\[))", re.IGNORECASE)
+_OPEN = re.compile(r"#\s*doctor:\s*(?:file-)?ignore\s*\[[^\]]*$|#\s*doctor:\s*(?:file-)?ignore\s+\[", re.IGNORECASE)
+_FILE = re.compile(r"#\s*doctor:\s*file-ignore(?:\[([^\]]*)\]|(?!\s*\[))", re.IGNORECASE)
 
 
 def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | None = None) -> bool:
@@ -36,6 +37,8 @@ def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | No
 def _checked(file: str) -> None:
     """Say which codes in the comments of a file no rule has."""
     for number, line in enumerate(linecache.getlines(file), 1):
+        if _OPEN.search(line.rstrip()):
+            complain(f"{relative(file)}:{number}: this comment ignores nothing: write it as `# doctor: ignore[GD201]`")
         named = [found[1] for pattern in (_LINE, _FILE) if (found := pattern.search(line)) is not None and found[1]]
         for code in (c.strip() for codes in named for c in codes.split(",") if c.strip()):
             try:

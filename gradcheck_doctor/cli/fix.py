@@ -14,9 +14,8 @@ from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Probe, Shared, probe_options, shared_options
 from gradcheck_doctor.errors import ConfigError, TreatmentRefused
 from gradcheck_doctor.integrations.script import on_terminate
-from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import SEVERITIES, SOURCE, Finding, ReportData
-from gradcheck_doctor.records.sources import digest
+from gradcheck_doctor.records.sources import digest, split_target, target_file
 
 if TYPE_CHECKING:
     from gradcheck_doctor.repair import Repair
@@ -47,13 +46,13 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
 
     dry = diff or check
     for target in () if source or skip_unbuildable else targets[:1] if run_ else targets:
-        _editable(target.partition(":")[0], skip_unbuildable, dry)
+        _editable(target_file(target), skip_unbuildable, dry)
     arguments: Sequence[str] = targets if source else targets[1:] if run_ else ()
     if source:
         reports, arguments = _stored(source, arguments)
     else:
         reports = _fresh(targets, run_, skip_unbuildable, probe)
-    outdated = {r.target.partition(":")[0] for r in reports if source and _outdated(r)}
+    outdated = {target_file(r.target) for r in reports if source and _outdated(r)}
     wanted = _wanted(shared)
     results: list[Repair | None] = []
     for report in reports:
@@ -97,7 +96,7 @@ def _say(repairs: Sequence[Repair], left: Sequence[Repair], outdated: Set[str], 
 
 def _outdated(report: ReportData) -> bool:
     """Whether the file is another one than the report is about; said then."""
-    file = report.target.partition(":")[0]
+    file = target_file(report.target)
     if report.probe.get(SOURCE) in (None, "", digest(file)):
         return False
     again = "run: run it again" if report.kind == "run" else "audit: audit it again"
@@ -125,10 +124,7 @@ def _wanted(shared: Shared) -> Callable[[Finding], bool]:
     known = baseline.read(shared.config.baseline) if shared.config.baseline else frozenset()
 
     def wanted(finding: Finding) -> bool:
-        place = finding.location
-        names = {place.file, relative(place.file), os.path.abspath(place.file)} if place is not None else set()
-        same = [replace(finding, location=replace(place, file=name)) for name in names if place is not None] or [finding]
-        return finding.code in codes and not any(f.fingerprint in known for f in same)
+        return finding.code in codes and finding.fingerprint not in known
 
     return wanted
 
@@ -193,12 +189,12 @@ def _ran(script: str, arguments: Sequence[str]) -> ReportData:
 
 
 def _is_file(report: ReportData) -> bool:
-    return report.target.partition(":")[0].endswith(".py")
+    return target_file(report.target).endswith(".py")
 
 
 def _file(report: ReportData, skip: bool, dry: bool) -> tuple[str, str]:
     """(file to edit, expression in it); no file where nothing needs a cure, or where it is passed over."""
-    file, _, expression = report.target.partition(":")
+    file, expression = split_target(report.target)
     if report.verdict == "healthy":
         return "", expression
     if not _is_file(report):

@@ -12,7 +12,7 @@ import click
 from gradcheck_doctor.cli.streams import check_writable
 from gradcheck_doctor.config import Config, load
 from gradcheck_doctor.records.findings import SOURCE, ReportData
-from gradcheck_doctor.records.sources import digest
+from gradcheck_doctor.records.sources import digest, target_file
 from gradcheck_doctor.report.render import FORMATS
 
 
@@ -51,7 +51,7 @@ class Probe:
 
     def noted(self, report: ReportData) -> ReportData:
         """The report, saying with which options it was made and of which source, so that `doctor fix` can measure in the same way."""
-        file = report.target.partition(":")[0]
+        file = target_file(report.target)
         more = {"options": shlex.join(self.arguments()), SOURCE: digest(file) if file.endswith(".py") else ""}
         return replace(report, probe={**report.probe, **{k: v for k, v in more.items() if v}})
 
@@ -112,6 +112,7 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
                  "fail_on": fail_on, "baseline": baseline}
         config = replace(config, **{k: v for k, v in given.items() if v})
         _check_rules(config)
+        output = None if output == "-" else output              # stdout, as elsewhere
         for path in (output, write_baseline):
             check_writable(path)
         return function(*args, shared=Shared(config, format_, output, write_baseline, exit_zero, quiet, verbose, color), **kwargs)

@@ -59,6 +59,8 @@ def rule_infos() -> dict[str, RuleInfo]:
 def write(text: str, output: str | None, format: str | None) -> None:
     """A report of that format (None: text) to a file, or to stdout."""
     if output is None:
+        if not text:
+            return
         click.echo(fitting(text, sys.stdout.encoding, format or "text"), color=True)
         return
     try:

@@ -16,7 +16,11 @@ from gradcheck_doctor.targets.resolve import Options, buildable, resolve
 def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None) -> list[ReportData]:
     """One report for each model that the targets name; with `skip` what can't be built is passed over, and said."""
     options = Options(batch=probe.batch, loss=probe.loss, optimizer=probe.optimizer, inputs=probe.inputs, device=probe.device, seed=probe.seed)
+    build = buildable if skip else resolve
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
     with stdout_to_stderr():
-        found = [target for spec in targets
-                 for target in (buildable(spec, options, say=lambda text: click.echo(text, err=True)) if skip else resolve(spec, options))]
+        found = [target for spec in targets for target in build(spec, options, say=say)]
         return [probe.noted(audit_target(t, config=config, steps=probe.steps, overfit=probe.overfit).report) for t in found]

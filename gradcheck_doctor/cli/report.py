@@ -25,7 +25,8 @@ def command(record: str, format_: str | None, output: str | None, export_: str |
         from gradcheck_doctor.store.export import export
 
         click.echo(f"{export_}: {export(record, export_)} rows", err=True)
-        return 0
+        if output is None and format_ is None:
+            return 0
     reports = stored_reports(record, load()).reports
     chosen = format_ or (format_of(output) if output else None) or "text"
     write(render(reports, chosen, Style(rule_infos(), verbose=verbose)), output, chosen)

@@ -35,6 +35,8 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
     from gradcheck_doctor.cli.output import deliver
     from gradcheck_doctor.session import examine
 
+    if script.startswith("-") and not module:
+        raise click.UsageError(f"no such option {script}; options of doctor stand before SCRIPT, those of the script after it")
     chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
     interval = _every(every or shared.config.every)
     with stdout_to_stderr(chosen in MACHINE and shared.output is None):

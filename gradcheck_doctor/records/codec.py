@@ -109,7 +109,8 @@ def _read_span(data: Mapping[str, Any] | None) -> Span | None:
 def _read_finding(data: Mapping[str, Any]) -> Finding:
     return Finding(code=data["code"], rule=data["rule"], severity=data["severity"], message=data["message"], module=data["module"],
                    modules=tuple(data["modules"]), op=data["op"], location=_read_span(data["location"]), evidence=data["evidence"],
-                   fixes=tuple(_read_fix(f) for f in data["fixes"]), related=tuple(data["related"]))
+                   fixes=tuple(_read_fix(f) for f in data["fixes"]), related=tuple(data["related"]),
+                   known_as=data.get("fingerprint", ""))
 
 
 def _read_fix(data: Mapping[str, Any]) -> Fix:

@@ -80,13 +80,18 @@ class Finding:
     related: tuple[str, ...] = ()             # fingerprints of findings this one explains
     order: int | None = None                  # causal order where it differs from the rule's; not in the JSON
     operations: tuple[int, ...] = ()          # indices into Recording.operations, for the engine; not in the JSON
+    known_as: str = ""                        # its fingerprint, where it was read from a report
 
     @property
     def fingerprint(self) -> str:
-        """Stable across runs and line moves: rule, module path and op; no line number, no figure."""
-        key = "|".join((self.code, self.location.file if self.location else "", self.module, self.op))
+        """Stable across runs, line moves and checkouts: rule, file, module path and op; no line number, no figure, no folder above the project."""
+        if self.known_as:
+            return self.known_as
         import hashlib
 
+        from gradcheck_doctor.records.sources import home_path
+
+        key = "|".join((self.code, home_path(self.location.file) if self.location else "", self.module, self.op))
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

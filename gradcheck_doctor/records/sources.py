@@ -2,9 +2,15 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import io
+import os
+import re
 import tokenize
+
+ROOTS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
+LIBRARIES = ("site-packages", "dist-packages")
 
 
 def decoded(raw: bytes) -> str:
@@ -35,6 +41,36 @@ def encoded(text: str, *, mark: bool = False) -> bytes:
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(text.encode("utf-8", "surrogatepass")).readline)
     return (codecs.BOM_UTF8 if mark else b"") + text.encode(encoding)
+
+
+def split_target(spec: str) -> tuple[str, str]:
+    """(file, folder or module, expression) of a TARGET: the first colon behind a file that exists, else the first that is no drive letter's."""
+    if os.path.exists(spec):
+        return spec, ""
+    for colon in (place for place, letter in enumerate(spec) if letter == ":"):
+        if os.path.isfile(spec[:colon]):
+            return spec[:colon], spec[colon + 1:]
+    found = re.match(r"^((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?$", spec, re.DOTALL)
+    return (found[1], found[2] or "") if found else (spec, "")
+
+
+def target_file(spec: str) -> str:
+    """The file, folder or module of a TARGET."""
+    return split_target(spec)[0]
+
+
+@functools.lru_cache(4096)
+def home_path(file: str) -> str:
+    """A name for a file that is the same in every checkout: its path from the root of its project, or of its library; else its name alone."""
+    parts = os.path.abspath(file).replace(os.sep, "/").split("/")
+    for place, part in enumerate(parts):
+        if part in LIBRARIES:
+            return "/".join(parts[place + 1:])
+    for place in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:place]) or "/"
+        if any(os.path.exists(os.path.join(folder, name)) for name in ROOTS):
+            return "/".join(parts[place:])
+    return parts[-1]
 
 
 def digest(file: str) -> str:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Finding, ReportData
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.sources import target_file
 from gradcheck_doctor.report.edits import byte_column, chosen, replacements
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def gitlab(reports: Sequence[ReportData], style: Style) -> str:
             number = seen[finding.fingerprint] = seen.get(finding.fingerprint, 0) + 1
             rows.append({"description": f"{finding.code}: {finding.message}", "check_name": finding.rule,
                          "fingerprint": finding.fingerprint + (f"-{number}" if number > 1 else ""), "severity": GITLAB[finding.severity],
-                         "location": {"path": relative(finding.location.file) if finding.location else report.target.partition(":")[0],
+                         "location": {"path": relative(finding.location.file) if finding.location else target_file(report.target),
                                       "lines": {"begin": finding.location.line if finding.location else 1}}})
     return json.dumps(rows, indent=1, ensure_ascii=False)
 

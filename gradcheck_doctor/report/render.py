@@ -77,7 +77,7 @@ FORMATS: Mapping[str, Callable[[Sequence[ReportData], Style], str]] = {
     "text": _text, "concise": _lines("concise"), "json": _json, "markdown": _lines("markdown"), "html": _html, "sarif": _sarif,
     "github": _lines("github"), "gitlab": _ci("gitlab"), "junit": _ci("junit"), "rdjson": _ci("rdjson")}
 MACHINE = frozenset({"json", "sarif", "gitlab", "junit", "rdjson", "github"})
-_SUFFIXES = {".json": "json", ".sarif": "sarif", ".md": "markdown", ".html": "html", ".htm": "html", ".txt": "text", ".xml": "junit"}
+_SUFFIXES = {".json": "json", ".sarif": "sarif", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html", ".txt": "text", ".xml": "junit"}
 
 
 def render(reports: ReportData | Sequence[ReportData], format: str, style: Style | None = None) -> str:

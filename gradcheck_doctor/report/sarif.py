@@ -8,6 +8,7 @@ from urllib.parse import quote
 from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, ReportData
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.sources import target_file
 
 if TYPE_CHECKING:
     from gradcheck_doctor.report.render import Style
@@ -45,8 +46,8 @@ def _result(finding: Finding, report: ReportData, index: int) -> dict[str, Any]:
     location: dict[str, Any] = {}
     if finding.location is not None:
         location["physicalLocation"] = {"artifactLocation": {"uri": _uri(finding.location.file)}, "region": _region(finding.location)}
-    elif report.target.partition(":")[0].endswith(".py"):           # code scanning refuses a result without a place
-        location["physicalLocation"] = {"artifactLocation": {"uri": _uri(report.target.partition(":")[0])}, "region": {"startLine": 1}}
+    elif target_file(report.target).endswith(".py"):           # code scanning refuses a result without a place
+        location["physicalLocation"] = {"artifactLocation": {"uri": _uri(target_file(report.target))}, "region": {"startLine": 1}}
     if finding.module:
         location["logicalLocations"] = [{"fullyQualifiedName": finding.module, "kind": "member"}]
     if location:

@@ -10,7 +10,7 @@ from gradcheck_doctor.records.findings import SEVERITIES, Finding
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Rule, Threshold
 from gradcheck_doctor.rules.progress import adversarial
-from gradcheck_doctor.rules.registry import expand, rules
+from gradcheck_doctor.rules.registry import expand, find, rules
 
 SERIOUS = ("warning", "error")
 
@@ -21,13 +21,13 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
 
     Args:
         recording: what was seen.
-        config: an object with `select`, `extend_select`, `ignore` and `thresholds` (code -> {"warning": x, "error": y}), or None.
+        config: an object with `select`, `extend_select`, `ignore` and `thresholds` (code or name -> {"warning": x, "error": y}), or None.
         select, ignore: the same without a config.
         chosen: rule classes to apply instead of all.
         readings: filled with each rule's worst value, healthy ones too, by rule name (units as in the rule's threshold).
     """
     active = tuple(chosen) if chosen is not None else _active(config, tuple(select), tuple(ignore))
-    limits: Mapping[str, Mapping[str, float]] = getattr(config, "thresholds", None) or {}
+    limits: Mapping[str, Mapping[str, float]] = {find(rule).code: levels for rule, levels in (getattr(config, "thresholds", None) or {}).items()}
     order = {rule.code: rule.order for rule in active}
     weak = frozenset(rule.code for rule in active if rule.weak)
     explains = {rule.code: rule.explains for rule in active}

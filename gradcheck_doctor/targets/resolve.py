@@ -15,6 +15,7 @@ from torch import nn
 
 from gradcheck_doctor.errors import BatchError, DoctorError, TargetError
 from gradcheck_doctor.observe.provenance import ConstructionLog, recording_construction
+from gradcheck_doctor.records.sources import split_target
 from gradcheck_doctor.targets import lightning_steps, losses, specs
 from gradcheck_doctor.targets.infer import infer
 from gradcheck_doctor.targets.memory import _guarded, default_optimizer, shapes
@@ -27,6 +28,10 @@ LOSSES = ("criterion", "loss_fn", "loss")
 OPTIMIZERS = ("make_optimizer", "build_optimizer", "get_optimizer", "configure_optimizer")
 
 
+def _silent(text: str) -> None:
+    """Nobody is told."""
+
+
 class Options:
     """The options of `doctor audit` that build a target."""
 
@@ -35,17 +40,17 @@ class Options:
         self.batch, self.loss, self.optimizer, self.inputs, self.device, self.seed = batch, loss, optimizer, inputs, device, seed
 
 
-def resolve(spec: str, options: Options | None = None) -> list[Target]:
-    """All targets that `spec` names, built under the seed with construction recorded.
+def resolve(spec: str, options: Options | None = None, *, say: Callable[[str], None] = _silent) -> list[Target]:
+    """All targets that `spec` names, built under the seed with construction recorded; `say` is told which files of a folder were passed over, and why.
 
     Raises:
         TargetError, BatchError: with what was seen and the exact command to try.
     """
     options = options or Options()
-    left, expression = split(spec)
+    left, expression = split_target(spec)
     path = Path(left)
     if path.is_dir():
-        return _folder(path, options)
+        return _folder(path, options, say)
     log = ConstructionLog()
     with recording_construction(log), bare_argv(left):
         torch.manual_seed(options.seed)                      # models and batches made while the file is imported
@@ -61,19 +66,23 @@ def resolve(spec: str, options: Options | None = None) -> list[Target]:
     return [_target(name, model, module, options, log) for name, model in models]
 
 
-def buildable(spec: str, options: Options | None = None, *, say: Callable[[str], None] = lambda text: None) -> list[Target]:
+def buildable(spec: str, options: Options | None = None, *, say: Callable[[str], None] = _silent) -> list[Target]:
     """Targets of a file, none when it defines no model or its models can't be built; `say` is told why.
 
     A file that defines no model is not even imported: hooks pass every changed file.
     """
-    left, expression = split(spec)
+    left, expression = split_target(spec)
     try:
         if not expression and Path(left).is_file() and not _defines_models(parse(Path(left))):
             return []
-        return resolve(spec, options)
+        return resolve(spec, options, say=say)
     except (TargetError, BatchError) as error:
-        say(f"doctor: passed over {spec}: {str(error).splitlines()[0]}")
+        say(_passed_over(spec, error))
         return []
+
+
+def _passed_over(spec: str, error: Exception) -> str:
+    return f"doctor: passed over {spec}: {(str(error).splitlines() or ['?'])[0]}"
 
 
 def _importable(name: str) -> bool:
@@ -85,26 +94,23 @@ def _importable(name: str) -> bool:
         return False
 
 
-def split(spec: str) -> tuple[str, str]:
-    """(file or module, expression): the first colon that does not belong to a drive letter separates them."""
-    found = re.match(r"^((?:[A-Za-z]:[\\/])?[^:]*)(?::(.*))?$", spec, re.DOTALL)
-    return (found[1], found[2] or "") if found else (spec, "")
-
-
-def _folder(folder: Path, options: Options) -> list[Target]:
+def _folder(folder: Path, options: Options, say: Callable[[str], None]) -> list[Target]:
     """Every file below `folder` that defines models; files that can't be built are named, not fatal, unless all fail."""
     found: list[Target] = []
-    problems: list[str] = []
+    problems: list[tuple[Path, DoctorError]] = []
     for path in sorted(folder.rglob("*.py")):
         if any(part.startswith(".") or part in ("site-packages", "node_modules", "__pycache__") for part in path.parts):
             continue
         try:
             if _defines_models(parse(path)):
                 found.extend(resolve(str(path), options))
-        except DoctorError as error:
-            problems.append(str(error).splitlines()[0])
+        except DoctorError as reason:
+            problems.append((path, reason))
     if not found:
-        raise TargetError(f"no model below {folder} could be audited" + ("".join(f"\n  {p}" for p in problems) or "; no file defines one"))
+        listed = "".join(f"\n  {(str(error).splitlines() or ['?'])[0]}" for _, error in problems)
+        raise TargetError(f"no model below {folder} could be audited" + (listed or "; no file defines one"))
+    for path, error in problems:
+        say(_passed_over(str(path), error))
     return found
 
 
@@ -259,6 +265,8 @@ def _to(value: Any, device: torch.device) -> Any:
 
 def _batch(model: nn.Module, namespace: dict[str, Any], options: Options) -> tuple[Any, str, bool]:
     """(batch, where it is from, made up by us)."""
+    if options.batch is not None and options.inputs:
+        raise BatchError("--batch and --input both say what the model takes: give one of them")
     if options.batch is not None:
         value = evaluate(options.batch, namespace, f"--batch {options.batch}")
         return value, "--batch", False
@@ -313,7 +321,7 @@ def _loss(model: nn.Module, namespace: dict[str, Any], batch: Any, options: Opti
         return losses.make_loss(batch, None, function, options.seed), described
     if function is not None and needs_target and options.loss is not None:
         raise BatchError("--loss takes targets, so the batch must be the pair (inputs, targets): give --batch '(inputs, targets)'")
-    inputs = batch[0] if pair and function is not None and not synthetic else _without_targets(model, batch)
+    inputs = batch[0] if pair and function is not None and not synthetic else batch if options.inputs else _without_targets(model, batch)
     return losses.make_loss(inputs, None, None, options.seed), "the output's own .loss, else a random unit cotangent on the outputs"
 
 
@@ -345,6 +353,7 @@ def _optimizer(model: nn.Module, namespace: dict[str, Any], options: Options) ->
             if not isinstance(value, torch.optim.Optimizer):
                 raise TargetError(f"--optimizer {text} is {type(value).__name__}, not a torch optimizer")
             return value
+        evaluated(model)                                        # a mistake is said whether or not steps are taken
         return evaluated, f"--optimizer {text}"
     for name in OPTIMIZERS:
         if callable(namespace.get(name)):

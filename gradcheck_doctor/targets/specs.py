@@ -8,7 +8,7 @@ import torch
 
 from gradcheck_doctor.errors import BatchError
 
-_SPEC = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<limit>\d+))?$")
+_SPEC = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<limit>[1-9]\d*))?$")
 
 
 def parse(spec: str, seed: int = 0) -> tuple[str | None, torch.Tensor]:

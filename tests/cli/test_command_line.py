@@ -94,6 +94,7 @@ BAD = {
     "table of a report": (["report", "none.db", "--output", "o.csv"], "--export o.csv"),
     "no place for the report": (["run", "--output", "none/r.json", "loop.py"], "cannot write none/r.json: No such file"),
     "no place for the baseline": (["audit", "--write-baseline", "none/b.json", "healthy.py"], "cannot write none/b.json: No such file"),
+    "an option of nobody": (["run", "--bogus", "loop.py"], "no such option --bogus"),
     "unknown command": (["heal", "x"], "heal"),
 }
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,8 +58,31 @@ def test_a_wrong_file_is_refused_with_what_to_do():
 
 
 def test_fingerprint_does_not_depend_on_line_or_figures():
-    from dataclasses import replace
     finding = report().findings[0]
     moved = replace(finding, message="other", location=Span("m.py", 99, 1))
     assert finding.fingerprint == moved.fingerprint
     assert finding.fingerprint != replace(finding, module="z").fingerprint
+
+
+def test_fingerprint_is_that_of_every_checkout(tmp_path):
+    finding = replace(report().findings[0], location=None)
+
+    def at(*path):
+        file = tmp_path.joinpath(*path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return replace(finding, location=Span(str(file), 3, 5)).fingerprint
+
+    for checkout in ("a", "moved/elsewhere"):
+        (tmp_path / checkout).mkdir(parents=True)
+        (tmp_path / checkout / "pyproject.toml").touch()
+    assert at("a", "net", "m.py") == at("moved", "elsewhere", "net", "m.py")
+    assert at("a", "net", "m.py") != at("a", "old", "m.py")
+    assert at("env", "lib", "python3.11", "site-packages", "nets", "m.py") == at("a", ".venv", "lib", "python3.12", "site-packages", "nets", "m.py")
+
+
+def test_a_report_keeps_its_fingerprints_wherever_it_is_read(tmp_path, monkeypatch):
+    written = to_json(report())
+    monkeypatch.chdir(tmp_path)
+    again = from_json(written)
+    assert [f.fingerprint for f in again.findings] == [f.fingerprint for f in report().findings]
+    assert again.findings[0].related == (again.findings[1].fingerprint,)

@@ -76,6 +76,7 @@ def test_json_follows_the_schema_that_ships():
     model = nn.Sequential(*[m for _ in range(16) for m in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 2))
     for data in (json.loads(render(report(), "json")), doctor.audit(model, torch.randn(32, 8), steps=3).to_json()):
         jsonschema.validate(data, schema)
+    jsonschema.validate(json.loads(FORMATS["json"]([report(), report()], Style({}))), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**data, "schema_version": 2}, schema)
 

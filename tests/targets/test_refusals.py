@@ -19,6 +19,11 @@ BROKEN = {
                "        raise OSError('disk gone')\n" + LOADER.format("D()"), {}, "first batch of loader raised OSError: disk gone"),
     "empty loader": (HEAD + LOADER.format("[]"), {}, "loader is empty"),
     "unknown device": (HEAD, {"device": "foo"}, "--device foo"),
+    "two batches": (HEAD, {"batch": "torch.randn(2, 4)", "inputs": ("float32[2,4]",)}, "--batch and --input both"),
+    "no integer below 0": (HEAD, {"inputs": ("int64[2,4]<0",)}, "is not understood"),
+    "one input too many": (HEAD, {"inputs": ("float32[2,4]", "float32[2,4]")}, "positional argument"),
+    "optimizer": (HEAD, {"optimizer": "1/0"}, "--optimizer 1/0: ZeroDivisionError"),
+    "no optimizer": (HEAD, {"optimizer": "3"}, "--optimizer 3 is int, not a torch optimizer"),
 }
 
 
@@ -27,7 +32,27 @@ def test_what_the_file_raises_is_no_internal_error(name, tmp_path):
     source, options, said = BROKEN[name]
     (tmp_path / "m.py").write_text(source)
     with pytest.raises((TargetError, BatchError), match=said):
-        resolve(str(tmp_path / "m.py"), Options(**options))
+        for target in resolve(str(tmp_path / "m.py"), Options(**options)):
+            target.compute_loss(target.model)
+
+
+def test_a_colon_in_a_path_is_part_of_it(tmp_path):
+    folder = tmp_path / "run 12:30"
+    folder.mkdir()
+    (folder / "m.py").write_text(HEAD)
+    assert resolve(str(folder / "m.py"))[0].name == str(folder / "m.py")
+    assert resolve(f"{folder / 'm.py'}:nn.Linear(3, 2)")[0].model.in_features == 3
+
+
+def test_files_of_a_folder_that_are_passed_over_are_named(tmp_path):
+    (tmp_path / "good.py").write_text("from torch import nn\nmodel = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))\n")
+    (tmp_path / "broken.py").write_text("def (\n")
+    (tmp_path / "asks.py").write_text("from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n")
+    (tmp_path / "helpers.py").write_text("x = 1\n")
+    said = []
+    target, = resolve(str(tmp_path), say=said.append)
+    assert target.name.endswith("good.py")
+    assert [line.partition("passed over ")[2].partition(": ")[0] for line in said] == [str(tmp_path / n) for n in ("asks.py", "broken.py")]
 
 
 def test_nan_in_the_inputs_is_refused_and_in_the_targets_is_a_finding():
