@@ -48,14 +48,16 @@ def _lag(module: Any) -> dict[str, Any]:
 
     `left`: share of the start (mean 0, variance 1) in them, (1 - momentum)^n after n batches; without it they are the mean over these batches.
     `scale`: by what factor eval mode scales a channel otherwise than the batches would (1 or more), `shift`: by how many of their standard deviations it
-    moves it; medians over the channels. `untouched`: no batch was ever mixed in.
+    moves it; medians over the channels, left out where nothing of the batches is in the statistics. `untouched`: no batch was ever mixed in.
     """
     if not module.num_batches_tracked and not module.running_mean.any() and (module.running_var == 1).all():
         return {"untouched": True}
-    if module.num_batches_tracked is None or not module.momentum or not 0.0 < module.momentum < 1.0:
+    if module.num_batches_tracked is None or module.momentum is None or not 0.0 <= module.momentum < 1.0:
         return {}
     tracked = int(module.num_batches_tracked)
     left = (1.0 - module.momentum) ** tracked
+    if tracked and left > 1.0 - 1e-6 and module.running_mean.abs().max() < 1e-3 and (module.running_var - 1.0).abs().max() < 1e-3:
+        return {"tracked": tracked, "left": 1.0}
     if not tracked or left < 1e-3 or left > 1.0 - 1e-6:
         return {}
     with torch.no_grad():

@@ -20,6 +20,7 @@ from gradcheck_doctor.treatments import (
     layers,
     losses,
     modes,
+    precision,
     registration,
     schedules,
     training,
@@ -29,7 +30,7 @@ from gradcheck_doctor.treatments.context import Context, Planner
 GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **axes.PLANNERS, **branches.PLANNERS,
                                    **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS, **gradients.PLANNERS,
-                                   **modes.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS}
+                                   **modes.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS}
 
 
 @functools.cache

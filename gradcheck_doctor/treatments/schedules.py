@@ -1,4 +1,4 @@
-"""Cures of learning-rate schedules: stepped once an epoch, and a warm-up that ends within the run."""
+"""Cures of learning-rate schedules: stepped once an epoch, a warm-up that ends within the run, a factor that is no rate."""
 from __future__ import annotations
 
 import ast
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.choices import given_for
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import definitions, literal
@@ -32,6 +33,20 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
     if len(inner.body) < 2 or statement.end_lineno != statement.lineno or tree.lines[statement.lineno - 1].partition("#")[0].strip() != text:
         raise TreatmentRefused(f"{text} shares its line with something else; move it behind the loop over batches by hand")
     return [Edit(Span(tree.file, statement.lineno, 1, statement.lineno + 1, 1), ""), tree.after(inner, [text])]
+
+
+def relative_schedule(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The function of a LambdaLR, which returns a rate, divided by the optimizer's rate."""
+    tree = context.tree_of(prescription.span)
+    call, rate = tree.call(prescription.span), f"{float(prescription.arguments['lr']):g}"
+    given = argument(call, "lr_lambda", 1)
+    if tree.source(call.func).rpartition(".")[2] != "LambdaLR" or given is None or isinstance(given, (ast.List, ast.ListComp)):
+        raise TreatmentRefused(f"what the schedule multiplies the rate by can't be told; it must be relative to the optimizer's {rate}")
+    if isinstance(given, ast.Lambda):
+        return [tree.replace(given.body, f"({tree.source(given.body)}) / {rate}")]
+    if not isinstance(given, (ast.Name, ast.Attribute)):
+        raise TreatmentRefused(f"{tree.source(given)} returns a rate; let it return what the optimizer's {rate} is multiplied by")
+    return [tree.replace(given, f"lambda step: {tree.source(given)}(step) / {rate}")]
 
 
 def shorten_warmup(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -69,4 +84,4 @@ def _names(tree: Tree) -> Iterator[str]:
             yield node.value.lstrip("-").replace("-", "_")
 
 
-PLANNERS = {"step-schedule-per-epoch": step_per_epoch, "shorten-warmup": shorten_warmup}
+PLANNERS = {"step-schedule-per-epoch": step_per_epoch, "shorten-warmup": shorten_warmup, "relative-schedule": relative_schedule}

@@ -1,4 +1,4 @@
-"""Cures in the training loop: learning rate, epsilon, zero_grad, clipping, freezing, registering, precision."""
+"""Cures in the training loop: learning rate, epsilon, zero_grad, clipping, freezing, registering."""
 from __future__ import annotations
 
 import ast
@@ -272,20 +272,6 @@ def freeze(context: Context, finding: Finding, prescription: Prescription) -> li
     return edits
 
 
-def autocast_bf16(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """float16 in autocast becomes bfloat16."""
-    tree = context.tree()
-    edits = [tree.replace(n, "torch.bfloat16") for n in ast.walk(tree.root)
-             if isinstance(n, ast.Attribute) and tree.source(n) in ("torch.float16", "torch.half") and _in_autocast(tree, n)]
-    if not edits:
-        raise TreatmentRefused("torch.float16 does not stand in an autocast call")
-    return edits
-
-
-def _in_autocast(tree: Tree, node: ast.AST) -> bool:
-    return any(isinstance(n, ast.Call) and "autocast" in tree.source(n.func) for n in tree.up(node))
-
-
 def eval_batchnorm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """eval() for the frozen part behind the last train()."""
     tree = context.tree()
@@ -300,5 +286,4 @@ def eval_batchnorm(context: Context, finding: Finding, prescription: Prescriptio
 
 PLANNERS = {"learning-rate": learning_rate, "momentum": momentum, "weight-decay": weight_decay, "adam-epsilon": adam_epsilon,
             "call-step": call_step, "zero-grad": zero_grad, "clip-by-norm": clip_by_norm,
-            "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "autocast-bf16": autocast_bf16,
-            "eval-batchnorm": eval_batchnorm}
+            "clip-value-to-norm": clip_value_to_norm, "freeze": freeze, "eval-batchnorm": eval_batchnorm}

@@ -50,7 +50,7 @@ def test_equal_columns_of_a_hand_written_layer(constant):
     assert found[:1] == (["symmetric-init"] if constant else [])
 
 
-@pytest.mark.parametrize(("momentum", "steps", "sick"), [(0.001, 240, True), (0.1, 240, False), (0.01, 240, False), (0.001, 120, False), (None, 240, False)])
+@pytest.mark.parametrize(("momentum", "steps", "sick"), [(0.001, 240, True), (0.0, 240, True), (1e-12, 240, True), (0.0, 60, False), (0.1, 240, False), (0.01, 240, False), (0.001, 120, False), (None, 240, False)])
 def test_running_statistics_that_lag(momentum, steps, sick):
     """The factor by which eval mode is wrong, from the statistics alone; against the batches themselves."""
     norm = nn.BatchNorm1d(32, momentum=momentum)
@@ -61,7 +61,13 @@ def test_running_statistics_that_lag(momentum, steps, sick):
     if sick:
         row, values = found.recording.notes["batchnorm"]["1"], model[0](X).detach()
         factor = (norm.running_var / values.var(0)).log().abs().div(2).median().exp().item()
-        assert row["tracked"] == steps and row["left"] == pytest.approx(0.999**steps) and row["scale"] == pytest.approx(factor, rel=0.1)
+        assert row["tracked"] == steps and row["left"] == pytest.approx((1 - momentum)**steps)
+        assert found.findings[0].evidence["scale"] == pytest.approx(factor, rel=0.1)
+
+
+def test_statistics_that_never_move_harm_nobody_whose_signal_is_like_them():
+    model = nn.Sequential(nn.BatchNorm1d(12, momentum=0.0), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
+    assert not report(model, torch.optim.Adam(model.parameters(), 1e-3), steps=240).has("train-eval-mismatch")
 
 
 def test_statistics_that_lag_in_a_short_run_count_where_the_model_was_evaluated():
@@ -211,3 +217,14 @@ def test_an_orthogonal_weight_is_judged_by_its_gain(gain, sick):
     model = nn.Sequential(nn.Unflatten(1, (1, 3, 4)), *layers, nn.Flatten(), nn.Linear(144, 4))
     found = report(model, torch.optim.SGD(model.parameters(), lr=1e-4), steps=60)
     assert ("init-scale" in serious(found)) == sick and found.has("saturated-activation") == sick
+
+
+@pytest.mark.parametrize(("rate", "severity"), [(1e-4, "error"), (2.5e-4, "warning"), (3e-2, None)])
+def test_updates_lost_in_bfloat16_are_said_also_where_the_run_learns(rate, severity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4)).bfloat16()
+    found = report(model, torch.optim.Adam(model.parameters(), rate), steps=1600, x=X.bfloat16())
+    finding = next((f for f in found.findings if f.rule == "lost-update" and f.severity != "info"), None)
+    assert (finding.severity if finding else None) == severity
+    if finding:
+        assert [fix.prescription.treatment for fix in finding.fixes] == ["float32-weights"]

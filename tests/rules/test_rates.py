@@ -194,6 +194,18 @@ def test_a_schedule_stepped_every_batch_is_named_at_its_step(tmp_path):
     assert recording.optimizers[0].groups[0].initial_lr == 2e-3
 
 
+def test_a_factor_that_is_a_rate_is_named_where_the_schedule_is_built(tmp_path):
+    recording, (finding,) = found(tmp_path, "torch.optim.lr_scheduler.LambdaLR(opt, lambda n: 2e-3 * 0.999 ** n)")
+    assert finding.severity == "warning" and finding.location.line == 10
+    assert "multiplies the learning rate 0.002 by another rate: it begins at 4.0e-06" in finding.message
+    assert [(fix.prescription.treatment, fix.prescription.arguments) for fix in finding.fixes] == [("relative-schedule", {"lr": 2e-3})]
+
+
+def test_a_schedule_that_is_too_small_from_its_start_is_not_told_to_be_stepped_otherwise(tmp_path):
+    _, (finding,) = found(tmp_path, "torch.optim.lr_scheduler.LambdaLR(opt, lambda n: 1e-4)")
+    assert finding.severity == "warning" and not finding.fixes
+
+
 def test_a_warm_up_longer_than_the_run_is_named_and_no_rate_is_touched(tmp_path):
     """The schedule has set the rate before the first step; what stands in the source is the initial one."""
     warm = "torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 100000)"

@@ -318,6 +318,35 @@ def test_a_schedule_is_stepped_behind_the_loop_over_batches(tmp_path):
             edit(tmp_path, other, "step-schedule-per-epoch", where="sched.step()")
 
 
+@pytest.mark.parametrize(("before", "after"), [
+    ("net = net.to(torch.bfloat16)\nx = x.to(torch.bfloat16)\n", "net = net.to(torch.float32)\nx = x.to(torch.float32)\n"),
+    ("net.bfloat16()\nx = x.half()\n", "net.float()\nx = x.float()\n"),
+    ('p.add_argument("--dtype", default="bfloat16")\n', 'p.add_argument("--dtype", default="float32")\n'),
+    ('trainer = Trainer(precision="bf16-true")\n', 'trainer = Trainer(precision="bf16-mixed")\n'),
+    ('with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.half)\n', 'with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.float32)\n')])
+def test_weights_are_kept_in_float32(tmp_path, before, after):
+    assert edit(tmp_path, HEAD + before, "float32-weights") == HEAD + after
+
+
+def test_weights_whose_precision_comes_from_elsewhere_are_left_alone(tmp_path):
+    with pytest.raises(TreatmentRefused, match="half precision"):
+        edit(tmp_path, HEAD + "net.to(config.dtype)\n", "float32-weights")
+
+
+@pytest.mark.parametrize(("given", "after"), [
+    ("lambda e: 0.003 * 0.9 ** e", "lambda e: (0.003 * 0.9 ** e) / 0.003"), ("lr_lambda=decayed", "lr_lambda=lambda step: decayed(step) / 0.003"),
+    ("self.rate", "lambda step: self.rate(step) / 0.003")])
+def test_the_factor_of_a_schedule_is_made_relative(tmp_path, given, after):
+    text = HEAD + "sched = LambdaLR(opt, {})\n"
+    assert edit(tmp_path, text.format(given), "relative-schedule", where=f"LambdaLR(opt, {given})", lr=0.003) == text.format(after)
+
+
+@pytest.mark.parametrize("call", ["LambdaLR(opt, [f, g])", "LambdaLR(opt, make())", "LambdaLR(opt)", "own_schedule(opt, f)"])
+def test_the_factor_of_an_unknown_schedule_is_left_alone(tmp_path, call):
+    with pytest.raises(TreatmentRefused):
+        edit(tmp_path, HEAD + f"sched = {call}\n", "relative-schedule", where=call, lr=0.003)
+
+
 @pytest.mark.parametrize("text", [
     'ap.add_argument("--warmup-steps", type=int, default=100000)\nsched = linear(opt, args.warmup_steps, 260)\n', "WARMUP = 100000\nsched = linear(opt, WARMUP)\n",
     "def linear(opt, num_warmup_steps, total):\n    return LambdaLR(opt, ramp)\nsched = linear(opt, 100000, 260)\n",

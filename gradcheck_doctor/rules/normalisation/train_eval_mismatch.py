@@ -98,8 +98,8 @@ def _always_evaluating(recording: Recording) -> Iterator[Measurement]:
 
 def _lagging(recording: Recording) -> Iterator[Measurement]:
     """The batch normalisation of a run whose running statistics are furthest from what it has seen."""
-    rows = {name: row for name, row in recording.notes.get("batchnorm", {}).items()
-            if _behind(row) and not any(p.trained for p in recording.parameters if p.module == name)}
+    rows = {name: whole for name, row in recording.notes.get("batchnorm", {}).items()
+            if _behind(row) and not any(p.trained for p in recording.parameters if p.module == name) and (whole := _compared(recording, name, row))}
     gone = progress(recording)
     if not rows:
         return
@@ -115,6 +115,18 @@ def _behind(row: Mapping[str, Any]) -> bool:
     """The running statistics still are their start to a large part, although torch's own momentum would have replaced them."""
     batches, left = row.get("tracked", 0), row.get("left", 0.0)
     return batches >= STEPS and left >= LEFT or batches >= SETTLED and left >= MOST and row.get("evaluated", False)
+
+
+def _compared(recording: Recording, name: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with `scale` and `shift`; where the statistics hold nothing of the batches, from what last went into the normalisation."""
+    if "scale" in row:
+        return row
+    makers = [recording.operations[o.producers[0]] for o in recording.operations if o.module == name and o.op == "batch_norm" and o.producers]
+    seen = next((s.forward for maker in makers for s in reversed(maker.observed) if s.forward is not None and s.forward.sample_std > 0), None)
+    if seen is None or not math.isfinite(seen.rms):
+        return {}
+    between = seen.sample_std                                       # of the samples: the statistics say 1, and 0 for their mean
+    return {**row, "scale": max(between, 1.0 / between), "shift": math.sqrt(max(seen.rms**2 - between**2, 0.0)) / between}
 
 
 def _slowest(recording: Recording) -> Operation | None:

@@ -11,6 +11,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.progress import mild
 
 COLLAPSED, START = 0.5, 5      # where less than that is left of the weights the first steps are judged, too
+MOST = 0.9             # of the updates: lost in a run that learns all the same
 SHRUNK = 0.7           # median ||w|| at the end over ||w|| at the start
 
 
@@ -79,7 +80,8 @@ def _left(recording: Recording) -> float | None:
 class LostUpdate(Rule):
     """Updates are lost to rounding: adding them to the weight gives the same weight again.
 
-    What it measures: share of the sampled elements with a gradient whose value did not change in the step, median over observed steps.
+    What it measures: share of the sampled elements with a gradient whose value did not change in the step, median over observed steps. Info below nine
+    tenths where the run learns: what is left of the updates sufficed.
 
     Why it matters: in bfloat16 a change below 1/256 of the weight is lost; training stands still.
 
@@ -91,7 +93,7 @@ class LostUpdate(Rule):
     code = "GD703"
     name = "lost-update"
     summary = "updates lost to rounding"
-    threshold = Threshold(0.5, 0.9, "share of elements", "half of them")
+    threshold = Threshold(0.5, MOST, "share of elements", "half of them")
     order = 505
     kinds = ("run",)
 
@@ -105,7 +107,10 @@ class LostUpdate(Rule):
             worst = max(shares, key=lambda n: shares[n])
             record = recording.parameter[worst]
             yield Measurement(value=shares[worst], module=record.module, location=recording.optimizers[0].built if recording.optimizers else None,
-                              cap=mild(recording), evidence={"parameter": worst, "dtype": record.dtype})
+                              cap=mild(recording, "warning" if shares[worst] >= MOST else "info"), evidence={"parameter": worst, "dtype": record.dtype})
 
     def message(self, m: Measurement) -> str:
         return f"{m.value:.0%} of the updates of {m.evidence['parameter']} ({m.evidence['dtype']}) are lost to rounding; keep float32 master weights"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        return (Prescription("float32-weights", "Keep the weights in float32", kind="optimizer", span=m.location),)

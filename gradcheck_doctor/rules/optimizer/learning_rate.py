@@ -22,6 +22,7 @@ LEAP = 3.0             # largest loss of the start over the first from which on 
 UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # their first step has the size of the rate, or ten times that, whatever the gradient
 HEAVY = 0.95           # momentum from which on it can be the fault
 STARVED = 0.03         # mean learning rate over the full one; the lowest of the usual schedules has twice as much
+HALF = 0.5             # of the full rate: a schedule that begins below is not stepped too often, it is too small
 CERTAIN = 290          # order of a schedule that left no rate: nothing else can be told of such a run
 LONG = 0.25            # share of the run over which a gradient must act for that
 
@@ -137,7 +138,7 @@ class LearningRateTooLow(Rule):
 
     What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
     Also the mean learning rate over the run as a share of the full one: below 3 % a schedule took the rate away long before the end (stepped every batch
-    instead of every epoch), or a warm-up is far longer than the run. A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
+    instead of every epoch), a warm-up is far longer than the run, or the factor of a LambdaLR is itself a rate, so that the run begins at its square. A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
 
     Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
 
@@ -167,10 +168,12 @@ class LearningRateTooLow(Rule):
         starved = _starved(recording, record)
         if starved is not None:
             partial = starved.rises and "stopped" in recording.probe
-            yield Measurement(value=value, location=record.schedule_stepped or record.scheduled or record.built or record.stepped,
+            squared = starved.squared and not starved.rises
+            stepped = None if squared else record.schedule_stepped          # how it is stepped is not its fault
+            yield Measurement(value=value, location=stepped or record.scheduled or record.built or record.stepped,
                               cap="info" if learned(recording) or partial else None, floor="warning", order=CERTAIN,
                               evidence={**evidence, "schedule": "warm-up" if starved.rises else "decay", "full": starved.full, "first": starved.first,
-                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share})
+                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share, **({"squared": True} if squared else {})})
         elif value > 0:
             yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None, evidence=evidence)
 
@@ -179,6 +182,9 @@ class LearningRateTooLow(Rule):
         if e.get("schedule") == "warm-up":
             return (f"the warm-up is longer than the run: in {e['steps']} steps it took the learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; "
                     f"the loss fell by {e['loss_fell']:.0%}")
+        if "squared" in e:
+            return (f"the schedule multiplies the learning rate {e['full']:g} by another rate: it begins at {e['first']:.1e}, {e['full']:g} times itself, "
+                    f"and ends at {e['last']:.1e}; the loss fell by {e['loss_fell']:.0%}")
         if "schedule" in e:
             return (f"the schedule took the learning rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); "
                     f"the loss fell by {e['loss_fell']:.0%}")
@@ -189,6 +195,11 @@ class LearningRateTooLow(Rule):
         if m.evidence.get("schedule") == "warm-up":
             return (Prescription("shorten-warmup", f"Shorten the warm-up to {max(1, steps // 10)} of the {steps} steps", kind="optimizer", span=m.location,
                                  arguments={"steps": max(1, steps // 10), "longer": steps}),)
+        if "squared" in m.evidence:
+            return (Prescription("relative-schedule", f"Make the schedule's factor relative: divide it by the learning rate {m.evidence['full']:g}", kind="optimizer", span=m.location,
+                                 arguments={"lr": m.evidence["full"]}),)
+        if "schedule" in m.evidence and m.evidence["first"] < HALF * m.evidence["full"]:
+            return ()                                                           # it starved from its first step on, however it is stepped
         if "schedule" in m.evidence:
             return (Prescription("step-schedule-per-epoch", "Step the schedule after an epoch, not after every batch", kind="optimizer", span=m.location),)
         if math.isnan(lr):

@@ -71,6 +71,11 @@ class Rates:
         """The run ends in the warm-up."""
         return self.last > self.first
 
+    @property
+    def squared(self) -> bool:
+        """The schedule began at the full rate times itself: what it multiplies the rate by is a rate."""
+        return self.full < 0.1 and abs(self.first - self.full**2) <= 0.01 * self.full**2
+
 
 def rates(recording: Recording, number: int) -> Rates | None:
     """Learning rates that the steps of optimizer `number` were made with; None where they were not seen."""
