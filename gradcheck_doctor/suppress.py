@@ -26,10 +26,10 @@ def is_suppressed(finding: Finding, per_file: Mapping[str, tuple[str, ...]] | No
         return False
     if any(_in_file(place.file, pattern) and _names(finding, codes) for pattern, codes in (per_file or {}).items()):
         return True
-    _checked(place.file)
-    last = place.end_line or place.line
-    if any(_matches(_LINE, linecache.getline(place.file, line), finding) for line in range(place.line, last + 1)):
-        return True
+    for span in dict.fromkeys(s for s in (place, finding.built) if s is not None):
+        _checked(span.file)
+        if any(_matches(_LINE, linecache.getline(span.file, line), finding) for line in range(span.line, (span.end_line or span.line) + 1)):
+            return True
     return any(_matches(_FILE, line, finding) for line in _file_comments(place.file))
 
 

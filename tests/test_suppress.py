@@ -1,4 +1,6 @@
 """Suppression comments: what they silence, and that a mistake silences nothing and is said."""
+from dataclasses import replace
+
 import pytest
 
 from gradcheck_doctor.records.findings import Finding
@@ -33,3 +35,12 @@ def test_an_open_bracket_silences_nothing_and_is_said(tmp_path, comment, capsys)
                                               ("# doctor: file-ignore[GD201", False)])
 def test_a_comment_for_the_whole_file(tmp_path, head, silent):
     assert suppressed(tmp_path, "", head=head) is silent
+
+
+def test_a_comment_where_the_layer_is_built_counts_wherever_the_finding_is(tmp_path):
+    built, drawn = tmp_path / "built.py", tmp_path / "drawn.py"
+    built.write_text("layer = nn.Linear(3, 4)  # doctor: ignore[GD102]\n")
+    drawn.write_text("nn.init.normal_(layer.weight)\n")
+    finding = Finding("GD102", "init-activation-mismatch", "warning", "m", location=Span(str(drawn), 1, 1))
+    assert not is_suppressed(finding)
+    assert is_suppressed(replace(finding, built=Span(str(built), 1, 9)))

@@ -56,6 +56,12 @@ class ParameterRecord:
     in_optimizer: bool | None = None         # None: no optimizer seen
     init_span: Span | None = None            # the line that initialised it explicitly (nn.init call), when seen
     tied_to: str | None = None               # the other name of the same tensor
+    made: Span | None = None                 # where no nn.init call was seen: the statement that makes or fills it, as far as the source tells
+
+    @property
+    def origin(self) -> Span | None:
+        """The user's expression that gave it its values, None where these are a layer's default."""
+        return self.init_span or self.made
 
 
 @dataclass(frozen=True)

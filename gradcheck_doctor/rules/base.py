@@ -122,13 +122,15 @@ class Rule(ABC):
             if measured.cap is not None:
                 severity = min(severity, measured.cap, key=SEVERITIES.index)
             limit = limits.crossed(measured.value)
+            module = recording.module.get(measured.module)
             yield Finding(
                 code=self.code, rule=self.name, severity=severity,
                 message=self.message(measured).replace("{limit}", "" if limit is None else f"{limit:g}"),
                 module=measured.module, modules=measured.modules or ((measured.module,) if measured.module else ()),
                 op=measured.op, location=measured.location,
                 evidence={**measured.evidence, **({} if limit is None else {"threshold": limit})},
-                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations, order=measured.order)
+                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations, order=measured.order,
+                built=module.built if module is not None else None)
 
     @classmethod
     def page(cls) -> str:

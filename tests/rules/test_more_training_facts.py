@@ -50,7 +50,8 @@ def test_equal_columns_of_a_hand_written_layer(constant):
     assert found[:1] == (["symmetric-init"] if constant else [])
 
 
-@pytest.mark.parametrize(("momentum", "steps", "sick"), [(0.001, 240, True), (0.0, 240, True), (1e-12, 240, True), (0.0, 60, False), (0.1, 240, False), (0.01, 240, False), (0.001, 120, False), (None, 240, False)])
+@pytest.mark.parametrize(("momentum", "steps", "sick"), [(0.001, 240, True), (0.0, 240, True), (1e-12, 240, True), (0.0, 60, False),
+                                                          (0.1, 240, False), (0.01, 240, False), (0.001, 120, False), (None, 240, False)])
 def test_running_statistics_that_lag(momentum, steps, sick):
     """The factor by which eval mode is wrong, from the statistics alone; against the batches themselves."""
     norm = nn.BatchNorm1d(32, momentum=momentum)

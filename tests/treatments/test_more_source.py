@@ -323,7 +323,8 @@ def test_a_schedule_is_stepped_behind_the_loop_over_batches(tmp_path):
     ("net.bfloat16()\nx = x.half()\n", "net.float()\nx = x.float()\n"),
     ('p.add_argument("--dtype", default="bfloat16")\n', 'p.add_argument("--dtype", default="float32")\n'),
     ('trainer = Trainer(precision="bf16-true")\n', 'trainer = Trainer(precision="bf16-mixed")\n'),
-    ('with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.half)\n', 'with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.float32)\n')])
+    ('with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.half)\n',
+     'with torch.autocast("cpu", dtype=torch.bfloat16):\n    net.to(dtype=torch.float32)\n')])
 def test_weights_are_kept_in_float32(tmp_path, before, after):
     assert edit(tmp_path, HEAD + before, "float32-weights") == HEAD + after
 

@@ -6,10 +6,10 @@ from torch import nn
 class SelfNormalising(nn.Module):
     def __init__(self, depth=12, width=100):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))  # sick: GD102
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.output = nn.Linear(width, 5)
         for layer in [*self.layers, self.output]:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="selu")
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="selu")  # sick: GD102
             nn.init.zeros_(layer.bias)
 
     def forward(self, x):

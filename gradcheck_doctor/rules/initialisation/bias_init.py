@@ -44,7 +44,7 @@ class BiasInit(Rule):
         assert record is not None
         modules = tuple(dict.fromkeys(o.module for o, _ in sick))
         yield Measurement(value=ratio, module=operation.module, modules=modules, op=operation.op,
-                          location=record.init_span or location(recording, operation), operations=tuple(o.index for o, _ in sick),
+                          location=record.origin or location(recording, operation), operations=tuple(o.index for o, _ in sick),
                           evidence={"bias_mean": record.mean, "ratio": ratio, "layers": len(modules)}, cap=mild(recording))
 
     def _ratio(self, recording: Recording, operation: Operation) -> float | None:

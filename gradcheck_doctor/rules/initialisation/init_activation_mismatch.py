@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
 from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
@@ -68,7 +69,7 @@ class InitActivationMismatch(Rule):
                     "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",
                     "right": TITLE[scheme], "decades": worst}
         return Measurement(value=0.0 if fits else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
-                           module=shown.module, modules=run.modules, op=shown.op, location=location(recording, shown),
+                           module=shown.module, modules=run.modules, op=shown.op, location=_origin(recording, shown) or location(recording, shown),
                            operations=run.indices, evidence=evidence, cap=cap)
 
     def message(self, m: Measurement) -> str:
@@ -83,6 +84,12 @@ class InitActivationMismatch(Rule):
         layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
         return (initialise(layers, run.activations), Prescription(
             "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))
+
+
+def _origin(recording: Recording, layer: Operation) -> Span | None:
+    """The user's expression that drew the layer's weight."""
+    record = weight(recording, layer)
+    return record.origin if record is not None else None
 
 
 def _drifted(recording: Recording, run: Run) -> bool:

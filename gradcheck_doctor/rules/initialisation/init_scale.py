@@ -65,7 +65,7 @@ class InitScale(Rule):
             gross = worst >= GROSS and len(run.layers) >= 3 and loss.value > 3 * math.log(max(loss.classes, 2))   # it generalises worse even where it fits
             effect = effect or gross
         scheme = right_scheme(run.activations)[0]
-        place = record.init_span or location(recording, run.layers[0])
+        place = record.origin or location(recording, run.layers[0])
         return Measurement(
             value=abs(worst), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op, location=place, operations=run.indices,
             evidence={"variance_ratio": 10**worst, "signal_ratio": signal, "gradient_ratio": gradient, "scheme": record.scheme, "activation": act,

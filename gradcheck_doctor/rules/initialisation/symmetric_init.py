@@ -40,7 +40,7 @@ class SymmetricInit(Rule):
         first, record = sick[0]
         modules = tuple(dict.fromkeys(o.module for o, _ in sick))
         yield Measurement(value=float(len(modules)), module=first.module, modules=modules, op=first.op,
-                          location=record.init_span or location(recording, first), operations=tuple(o.index for o, _ in sick),
+                          location=record.origin or location(recording, first), operations=tuple(o.index for o, _ in sick),
                           evidence={"layers": len(modules), "scheme": record.scheme}, cap=mild(recording, "warning"))
 
     def message(self, m: Measurement) -> str:

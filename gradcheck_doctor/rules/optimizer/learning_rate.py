@@ -138,7 +138,8 @@ class LearningRateTooLow(Rule):
 
     What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
     Also the mean learning rate over the run as a share of the full one: below 3 % a schedule took the rate away long before the end (stepped every batch
-    instead of every epoch), a warm-up is far longer than the run, or the factor of a LambdaLR is itself a rate, so that the run begins at its square. A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
+    instead of every epoch), a warm-up is far longer than the run, or the factor of a LambdaLR is itself a rate, so that the run begins at its square.
+    A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
 
     Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
 
@@ -173,7 +174,8 @@ class LearningRateTooLow(Rule):
             yield Measurement(value=value, location=stepped or record.scheduled or record.built or record.stepped,
                               cap="info" if learned(recording) or partial else None, floor="warning", order=CERTAIN,
                               evidence={**evidence, "schedule": "warm-up" if starved.rises else "decay", "full": starved.full, "first": starved.first,
-                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share, **({"squared": True} if squared else {})})
+                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share,
+                                        **({"squared": True} if squared else {})})
         elif value > 0:
             yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None, evidence=evidence)
 
@@ -196,8 +198,8 @@ class LearningRateTooLow(Rule):
             return (Prescription("shorten-warmup", f"Shorten the warm-up to {max(1, steps // 10)} of the {steps} steps", kind="optimizer", span=m.location,
                                  arguments={"steps": max(1, steps // 10), "longer": steps}),)
         if "squared" in m.evidence:
-            return (Prescription("relative-schedule", f"Make the schedule's factor relative: divide it by the learning rate {m.evidence['full']:g}", kind="optimizer", span=m.location,
-                                 arguments={"lr": m.evidence["full"]}),)
+            return (Prescription("relative-schedule", f"Make the schedule's factor relative: divide it by the learning rate {m.evidence['full']:g}",
+                                 kind="optimizer", span=m.location, arguments={"lr": m.evidence["full"]}),)
         if "schedule" in m.evidence and m.evidence["first"] < HALF * m.evidence["full"]:
             return ()                                                           # it starved from its first step on, however it is stepped
         if "schedule" in m.evidence:

@@ -43,7 +43,7 @@ class RecurrentInit(Rule):
         built = module.built if module is not None else None
         forgets = (record.spectral_radius or 0.0) <= FORGETFUL and _longest(recording, record) > LONG
         return Measurement(value=record.spectral_radius or 0.0, module=record.module, op=module.type if module is not None else "",
-                           location=record.init_span or built, cap=mild(recording), floor="info" if forgets else None,
+                           location=record.origin or built, cap=mild(recording), floor="info" if forgets else None,
                            evidence={"spectral_radius": record.spectral_radius, "parameter": record.name, "std": record.std})
 
     def message(self, m: Measurement) -> str:

@@ -1,0 +1,107 @@
+"""Where the source makes or fills a parameter when no nn.init call was seen: `self.W = nn.Parameter(...)`, `m.weight.data.normal_(0, 0.02)`."""
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from gradcheck_doctor.observe.source import Source, class_file, source
+from gradcheck_doctor.records.recording import ParameterRecord
+from gradcheck_doctor.records.sites import Span
+
+FILLS = frozenset({"normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "div_", "trunc_normal_", "exponential_", "log_normal_"})
+DEFAULT = "torch default"
+CLOSE = 0.15           # of a spread: drawn values against what the call asks for
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One statement that sets the elements of a parameter; `names` are those in front of the method: m, weight, data."""
+
+    names: tuple[str, ...]
+    method: str
+    numbers: tuple[float, ...] | None       # its arguments, where all of them are spelled out
+    span: Span
+
+    def can_be(self, record: ParameterRecord) -> bool:
+        """What the parameter holds is what this statement writes, as far as its numbers tell."""
+        if self.numbers is None:
+            return True
+        low, high = (*self.numbers, *(0.0, 1.0)[len(self.numbers):])[:2] if len(self.numbers) <= 2 else (0.0, 1.0)
+        if self.method in ("fill_", "zero_"):
+            return record.std <= 1e-6 * abs(record.mean) and abs(record.mean - low) <= 1e-6 * max(abs(low), 1.0)
+        if self.method == "normal_":
+            return abs(record.std - high) <= CLOSE * high and abs(record.mean - low) <= CLOSE * high
+        if self.method == "uniform_":
+            return abs(record.std - (high - low) / 12**0.5) <= CLOSE * (high - low)
+        return True
+
+
+def located(records: Sequence[ParameterRecord], modules: Mapping[str, nn.Module], read: Sequence[Source]) -> tuple[ParameterRecord, ...]:
+    """The records, with `made` where the source tells it.
+
+    Args:
+        modules: by path.
+        read: the user's files.
+    """
+    fills = [fill for of in read for fill in _fills(of)]
+    return tuple(replace(r, made=_made(r, modules.get(r.module), fills)) if r.init_span is None and not r.trained else r for r in records)
+
+
+def _made(record: ParameterRecord, owner: nn.Module | None, fills: Sequence[Fill]) -> Span | None:
+    filled = [f for f in fills if f.can_be(record)] if not record.scheme.startswith(DEFAULT) and record.count else []
+    named = {f.span for f in filled if record.role in f.names}
+    anyhow = {f.span for f in filled if f.names[-1:] == ("data",) and len(f.names) == 2}
+    chosen = named or anyhow
+    if len(chosen) == 1:
+        return chosen.pop()
+    return _assigned(owner, record.role) if owner is not None and not chosen else None
+
+
+def _assigned(owner: nn.Module, role: str) -> Span | None:
+    """`nn.Parameter(...)` of `self.ROLE = nn.Parameter(...)` in the user's class."""
+    file = class_file(owner)
+    of = source(file) if file is not None else None
+    if of is None:
+        return None
+    for node in of.nodes:
+        if isinstance(node, ast.ClassDef) and node.name == type(owner).__name__:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == role for t in inner.targets):
+                    return of.place(inner.value)
+    return None
+
+
+def _fills(of: Source) -> Iterator[Fill]:
+    """Statements `x.weight.data.normal_(...)` and `x.weight.data = ...`."""
+    for node in of.nodes:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute) and node.value.func.attr in FILLS:
+            names = _chain(node.value.func.value)
+            if len(names) > 1:
+                yield Fill(names, node.value.func.attr, _numbers(node.value), of.place(node.value))
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and (names := _chain(node.targets[0]))[-1:] == ("data",):
+            yield Fill(names, "=", None, of.place(node))
+
+
+def _chain(node: ast.expr) -> tuple[str, ...]:
+    """("m", "weight", "data") of m.weight.data and of m.weight.data[1:]; () of anything else."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    if isinstance(node, ast.Attribute) and (before := _chain(node.value)):
+        return (*before, node.attr)
+    return ()
+
+
+def _numbers(call: ast.Call) -> tuple[float, ...] | None:
+    """The arguments of a call, None where one is no number that is spelled out."""
+    given = {k.arg: k.value for k in call.keywords}
+    values = [*call.args, *(given.pop(name) for name in ("mean", "from", "std", "to", "value") if name in given)]
+    try:
+        found = [ast.literal_eval(value) for value in values]
+    except ValueError:
+        return None
+    return None if given or not all(isinstance(v, (int, float)) for v in found) else tuple(map(float, found))
