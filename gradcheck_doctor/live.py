@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from gradcheck_doctor.records.findings import Finding, Prescription, ReportData,
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from gradcheck_doctor.records.recording import ParameterRecord
     from gradcheck_doctor.treatments.live import Treatments
     from gradcheck_doctor.treatments.live_patient import Patient
     from gradcheck_doctor.treatments.live_proof import Figures
@@ -236,4 +238,11 @@ def patient_of(model: nn.Module, report: Any, optimizer: Any = None, retrain: bo
         paths = {id(m): p for p, m in model.named_modules()}
         loaded.update({paths[id(m)]: tuple(facts["missing"]) for m, facts in log.loaded.items() if id(m) in paths})
     steps = recording.total_steps if recording is not None and data.kind == "run" else 0
-    return Patient(model, Optimizers(optimizer), recording, records, loaded, steps, retrain)
+    seen = {r.name: r for r in recording.parameters} if recording is not None and getattr(report, "is_about", lambda _: False)(model) else {}
+    changed = frozenset(name for name, now in records.items() if name in seen and _differ(seen[name], now))
+    return Patient(model, Optimizers(optimizer), recording, records, loaded, steps, retrain, changed=changed)
+
+
+def _differ(before: ParameterRecord, now: ParameterRecord) -> bool:
+    """The values are no longer those that were recorded."""
+    return any(not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in ((before.mean, now.mean), (before.std, now.std), (before.absmax, now.absmax)))

@@ -146,7 +146,7 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
     examination = audit_target(target, config=config, steps=steps, overfit=overfit)
     if (listener := on_audit.get()) is not None:
         listener(examination.report)
-    return Report(examination.report, examination.recording)
+    return Report(examination.report, examination.recording, model)
 
 
 def assert_healthy(model: nn.Module, batch: Any, loss: Any = None, *, fail_on: str = "warning", **options: Any) -> Any:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 from gradcheck_doctor.records.codec import to_json
@@ -17,8 +18,16 @@ class Report:
         recording: what it was concluded from, None when read from a file.
     """
 
-    def __init__(self, data: ReportData, recording: Any = None) -> None:
+    def __init__(self, data: ReportData, recording: Any = None, model: Any = None) -> None:
         self.data, self.recording = data, recording
+        self._model = weakref.ref(model) if model is not None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}                    # a copy is about another model
+
+    def is_about(self, model: Any) -> bool:
+        """Whether this very object was audited."""
+        return self._model is not None and self._model() is model
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -56,7 +56,9 @@ def trained(patient: Patient, name: str, parameter: nn.Parameter) -> str:
     record = patient.parameters.get(name)
     if record is not None and record.trained:
         return f"{name} follows no known initialisation"
-    return _model_trained(patient, parameter)
+    if reason := _model_trained(patient, parameter):
+        return reason
+    return f"{min(patient.changed)} has changed since the report was made (a new report says what is sick now)" if patient.changed else ""
 
 
 def _model_trained(patient: Patient, parameter: nn.Parameter) -> str:

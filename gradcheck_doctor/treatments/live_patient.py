@@ -29,6 +29,7 @@ class Patient:
         loaded: module path -> names that a load_state_dict left missing, for modules whose loading was seen.
         steps: optimizer steps that the report's recording saw.
         retrain: module paths that may be initialised although they look trained; True: all of them.
+        changed: parameters whose values are not those that the report saw.
         batch, targets: what the model is fed and judged by, None when not given.
         forward: runs the model on the batch and leaves it untouched.
     """
@@ -40,6 +41,7 @@ class Patient:
     loaded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     steps: int = 0
     retrain: bool | tuple[str, ...] = False
+    changed: frozenset[str] = frozenset()
     batch: Any = None
     targets: Any = None
     forward: Callable[[], None] = _no_batch

@@ -146,6 +146,20 @@ def test_trained_values_are_recognised_in_a_copy_that_has_no_history(act, lr):
     assert len(done) == 0 and any("is kept" in r.reason for r in done.refusals)
 
 
+def test_a_model_trained_between_its_report_and_the_treatment_is_kept():
+    """A few steps that nothing else tells; the report of another model of the class is no evidence."""
+    torch.manual_seed(0)
+    model, batch = mlp(nn.ReLU), classes()
+    report = doctor.audit(model, batch, loss=CROSS)
+    train(model, batch, steps=5, lr=1e-2)
+    before = snapshot(model)
+    done = doctor.treat(model, report)
+    same(before, snapshot(model))
+    assert any("has changed since the report was made" in r.reason for r in done.refusals)
+    assert doctor.treat(mlp(nn.ReLU), report)
+    assert doctor.treat(model, doctor.audit(model, batch, loss=CROSS), only=("initialise",), retrain=True)
+
+
 def test_loaded_weights_are_refused_and_the_new_head_is_not():
     from gradcheck_doctor.observe.provenance import recording_construction
     model, batch = mlp(nn.ReLU, depth=8), classes()
@@ -215,7 +229,7 @@ def test_a_change_below_another_cannot_be_undone_first():
     model, batch = mlp(nn.ReLU), classes()
     report = doctor.audit(model, batch, CROSS)
     first = doctor.treat(model, report)
-    first.changes += doctor.treat(model, report)
+    first.changes += doctor.treat(model, doctor.audit(model, batch, CROSS), only=("initialise",))
     first[1].siblings = first.changes
     with pytest.raises(TreatmentRefused, match="first: it changed the same place"):
         first[0].undo()
