@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcheck_doctor.errors import ConfigError
+from gradcheck_doctor.records.interval import interval
 
 TABLE = "gradcheck-doctor"
 PREFIX = "GRADCHECK_DOCTOR_"
@@ -109,8 +110,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
         return {pattern: tuple(codes) for pattern, codes in value.items()}
     if name in CHOICES and value not in CHOICES[name]:
         raise ConfigError(f"{where}: {name.replace('_', '-')} must be one of {', '.join(CHOICES[name])}, not {value!r}")
-    if name == "every" and value != "auto" and not (isinstance(value, int) and value >= 1) and not (isinstance(value, str) and value.isdigit() and int(value)):
-        raise ConfigError(f"{where}: every must be a positive number or auto, not {value!r}")
+    if name == "every":
+        return interval(value, f"{where}: every")
     if isinstance(kind, bool) and not isinstance(value, bool):
         raise ConfigError(f"{where}: {name} must be true or false, not {value!r}")
     return value

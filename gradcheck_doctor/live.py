@@ -45,6 +45,8 @@ def treat(model: nn.Module, report: Any = None, optimizer: Any = None, *, unsafe
     """
     from gradcheck_doctor.treatments.live import Treatments
 
+    if report is not None and not isinstance(getattr(report, "data", report), ReportData):
+        raise ConfigError(f"the second argument of treat is a report (doctor.audit(model, batch, loss=...)), not {type(report).__name__}")
     names = (only,) if isinstance(only, str) else tuple(only)
     if retrain is True and not names:
         raise ConfigError("retrain=True draws trained weights anew: say which treatment, only=('initialise',), or which modules, retrain=('head',)")

@@ -136,17 +136,26 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
 
     Raises:
         BatchError, ProbeError: the batch does not fit, or no gradient can be measured.
+        ConfigError: an option has no such value.
     """
     from gradcheck_doctor.config import Config
+    from gradcheck_doctor.errors import ConfigError
     from gradcheck_doctor.report.report import Report
     from gradcheck_doctor.targets import target_of_model
 
+    if steps < 0:
+        raise ConfigError(f"steps must be 0 or more, not {steps}")
     target = target_of_model(model, batch, loss, seed=seed, optimizer=optimizer)
-    config = replace(Config(), select=tuple(select), ignore=tuple(ignore))
+    config = replace(Config(), select=selectors(select), ignore=selectors(ignore))
     examination = audit_target(target, config=config, steps=steps, overfit=overfit)
     if (listener := on_audit.get()) is not None:
         listener(examination.report)
     return Report(examination.report, examination.recording, model)
+
+
+def selectors(given: Any) -> tuple[str, ...]:
+    """Codes, prefixes or names; a single one may stand alone."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def assert_healthy(model: nn.Module, batch: Any, loss: Any = None, *, fail_on: str = "warning", **options: Any) -> Any:

@@ -12,6 +12,7 @@ from gradcheck_doctor.cli.loading import loading
 from gradcheck_doctor.cli.options import Shared, shared_options
 from gradcheck_doctor.cli.streams import stdout_to_stderr
 from gradcheck_doctor.records.findings import SOURCE
+from gradcheck_doctor.records.interval import interval
 from gradcheck_doctor.records.sources import digest
 from gradcheck_doctor.report.render import MACHINE, format_of
 
@@ -38,9 +39,9 @@ def command(script: str, arguments: tuple[str, ...], module: bool, every: str | 
     if script.startswith("-") and not module:
         raise click.UsageError(f"no such option {script}; options of doctor stand before SCRIPT, those of the script after it")
     chosen = shared.format or (format_of(shared.output) if shared.output else None) or "text"
-    interval = _every(every or shared.config.every)
+    steps = interval(every, "--every") if every is not None else shared.config.every
     with stdout_to_stderr(chosen in MACHINE and shared.output is None):
-        result = _observed(script, arguments, module, interval, max_steps, store, shared)
+        result = _observed(script, arguments, module, steps, max_steps, store, shared)
     if result.crash:
         click.echo(result.crash, err=True, nl=False)
     if result.rank:
@@ -81,11 +82,3 @@ def _store(path: str, script: str, arguments: tuple[str, ...], module: bool) -> 
     probe = {"script": f"-m {script}"} if module else {"script": script, SOURCE: digest(script)}
     facts = {"version": __version__, "target": script, "module": module, "arguments": arguments, "folder": os.getcwd()}
     return Store(os.path.abspath(path), facts, lambda message: click.echo(f"doctor: {message}", err=True), probe=probe)
-
-
-def _every(value: str | int) -> str | int:
-    if value == "auto" or isinstance(value, int):
-        return value
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a positive number nor auto", param_hint="--every")
-    return int(value)

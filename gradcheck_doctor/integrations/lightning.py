@@ -5,11 +5,13 @@ The class inherits from every Lightning `Callback` that is already imported (or 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from typing import Any, Literal
 
 from gradcheck_doctor.errors import ConfigError, DoctorError, ProbeError
+from gradcheck_doctor.records.interval import interval
 
 FIRST_CHECK = 8        # optimizer steps before the second judgement (the first comes before any step); then after each doubling
 
@@ -60,9 +62,10 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
             raise ConfigError(f"on_finding must be warn, raise or stop, not {on_finding!r}")
         if treat not in ("off", "safe"):
             raise ConfigError(f"treat must be off or safe, not {treat!r}")
-        if every != "auto" and (not isinstance(every, int) or every < 1):
-            raise ConfigError(f"every must be a positive number or auto, not {every!r}")
-        self.every, self.on_finding, self.treat, self.output, self.log_metrics = every, on_finding, treat, output, log_metrics
+        if output is not None and not isinstance(output, (str, os.PathLike)):
+            raise ConfigError(f"output must be a path, not {output!r}")
+        self.every: int | str = interval(every)
+        self.on_finding, self.treat, self.output, self.log_metrics = on_finding, treat, output, log_metrics
         self.monitor: Any = None
         self.treatments: Any = None
         self.factory_made = False
@@ -170,8 +173,6 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
             self.monitor.detach()
 
     def _finish(self, trainer: Any, ended: bool = False) -> None:
-        from gradcheck_doctor.report.render import Style, format_of, render
-
         if self.monitor is None:
             return
         self._detach()
@@ -181,8 +182,11 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
         if not ended:
             self._log(trainer)
         if self.output is not None:
-            with open(self.output, "w", encoding="utf-8") as file:
-                file.write(render(report.data, format_of(self.output) or "text", Style({})))
+            try:
+                os.makedirs(os.path.dirname(os.path.abspath(self.output)), exist_ok=True)
+                report.write(os.fspath(self.output))
+            except OSError as error:                    # the training is done: it is not lost for want of a place for its report
+                warnings.warn(f"gradcheck_doctor could not write the report to {self.output} ({error.strerror or error})", stacklevel=2)
 
     def _judge(self, trainer: Any, first: bool = False, ended: bool = False) -> Any:
         """Report findings that are new; act on errors as asked, on all ranks alike. Our own failure is said and training goes on."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from gradcheck_doctor.errors import ConfigError, ProbeError
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
@@ -44,11 +46,12 @@ class Watch:
         from dataclasses import replace
 
         from gradcheck_doctor.config import Config
+        from gradcheck_doctor.observe.recorded import honest
         from gradcheck_doctor.report.report import RankReport, Report
-        from gradcheck_doctor.session import examine
+        from gradcheck_doctor.session import examine, selectors
 
-        recording = self.monitor.gathered()
-        config = replace(Config(), select=tuple(options.get("select", ())), ignore=tuple(options.get("ignore", ())))
+        recording = honest(self.monitor.gathered())
+        config = replace(Config(), select=selectors(options.get("select", ())), ignore=selectors(options.get("ignore", ())))
         examination = examine(recording, recording.model_class or "model", config)
         kind = RankReport if self.monitor.ranks.rank else Report
         return kind(examination.report, examination.recording)
@@ -67,13 +70,28 @@ def watch(model: nn.Module | Iterable[nn.Module], optimizer: Optimizer | Iterabl
         A context manager with `report()`. Losses, weights and random state are bit for bit those of the loop without it.
 
     Raises:
-        ProbeError: DataParallel.
+        ProbeError: DataParallel, or something that is no model.
+        ConfigError: an optimizer that is none, or an unknown `every`.
     """
     import torch
 
-    models = [model] if isinstance(model, torch.nn.Module) else list(model)
-    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    return Watch(models, [_inner(o) for o in optimizers], every)
+    models = _listed(model)
+    for given in models:
+        if not isinstance(given, torch.nn.Module):
+            raise ProbeError(f"watch needs a torch.nn.Module (or several), not {type(given).__name__}")
+    optimizers = [_inner(o) for o in _listed(optimizer)] if optimizer is not None else []
+    for given in optimizers:
+        if not isinstance(given, torch.optim.Optimizer):
+            raise ConfigError(f"the second argument of watch is the optimizer (or several), not {type(given).__name__}")
+    return Watch(models, optimizers, every)
+
+
+def _listed(given: Any) -> list[Any]:
+    """The members of a list, tuple or other collection; a single object as the only one of a list."""
+    import torch
+
+    single = isinstance(given, (torch.nn.Module, torch.optim.Optimizer, str)) or not isinstance(given, Iterable)
+    return [given] if single else list(given)
 
 
 def _inner(optimizer: Optimizer) -> Optimizer:

@@ -11,14 +11,14 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gradcheck_doctor.errors import DoctorError, TargetError
+from gradcheck_doctor.observe.recorded import honest
 from gradcheck_doctor.records.edited import install
-from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN, SOURCE
+from gradcheck_doctor.records.findings import SOURCE
 from gradcheck_doctor.records.recording import Recording
-from gradcheck_doctor.records.sites import BlindSpot
 from gradcheck_doctor.records.sources import digest
 
 CRASH_WAIT = 2.0       # seconds that rank 0 waits for the figures of the others when its script failed: they may hang in a collective
@@ -97,18 +97,10 @@ def run_script(script: str | None, module: str | None, arguments: list[str], *, 
         if status:
             monitor.ranks.final_wait = CRASH_WAIT
         facts = {**_facts(name, ended, monitor), **source}
-        recording = _honest(monitor.gathered(**facts))
+        recording = honest(monitor.gathered(**facts))
         for listener in listeners:
             listener.ended(recording, ended, monitor.ranks.joined)
     return ScriptResult(recording, status, crash, facts.get("stopped", ""), monitor.ranks.rank or launched_rank())
-
-
-def _honest(recording: Recording) -> Recording:
-    """A run that never trained says so: without findings it would pass for healthy."""
-    if recording.total_steps:
-        return recording
-    reason = NO_STEP if recording.events_of("backward") else NOTHING_SEEN
-    return replace(recording, blind_spots=(*recording.blind_spots, BlindSpot("", reason)))
 
 
 def _facts(name: str, ended: str, monitor: Any) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from gradcheck_doctor.observe.own_init import located
 from gradcheck_doctor.observe.parameters import stays_equal
 from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
+from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN
 from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.sites import BlindSpot
 
 SEVERAL = 4            # models of one class that are named one by one
 
@@ -59,6 +61,14 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         notes={**monitor.facts.notes(observer, modules, sources(files)), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
                "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
+
+
+def honest(recording: Recording) -> Recording:
+    """A run that never trained says so: without findings it would pass for healthy."""
+    if recording.total_steps:
+        return recording
+    reason = NO_STEP if recording.events_of("backward") else NOTHING_SEEN
+    return replace(recording, blind_spots=(*recording.blind_spots, BlindSpot("", reason)))
 
 
 def _names(models: Sequence[nn.Module]) -> str:

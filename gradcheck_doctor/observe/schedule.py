@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import time
 
+from gradcheck_doctor.records.interval import interval
+
 DENSE = 8              # first steps, all observed
 GROWTH = 1.06          # then the next observed step is this factor further on
 BUDGET = 0.01          # share of the running time that "auto" may cost
@@ -17,7 +19,8 @@ class Schedule:
     """`every` = N observes each N-th step (and the first `DENSE`); "auto" follows the budget."""
 
     def __init__(self, every: int | str = "auto", budget: float = BUDGET, grace: float = GRACE_SECONDS, together: int = 1) -> None:
-        self.every, self.budget, self.grace, self.together = every, budget, grace, together
+        self.every: int | str = interval(every)
+        self.budget, self.grace, self.together = budget, grace, together
         self.agreed = False          # several ranks: time differs between them, so only counts decide
         self.spent = 0.0             # seconds in our own code so far, all told
         self._norms = 0.0            # of these on gradient norms beside observed steps

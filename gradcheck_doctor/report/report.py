@@ -50,7 +50,7 @@ class Report:
         return self.text()
 
     def __repr__(self) -> str:
-        return f"<Report {self.data.target}: {self.verdict}, {len(self.findings)} findings>"
+        return f"<Report {self.data.target}: {self.data.headline}, {len(self.findings)} findings>"
 
     def _repr_html_(self) -> str:
         from gradcheck_doctor.report.html import fragment
@@ -74,9 +74,9 @@ class Report:
     def assert_healthy(self, fail_on: str = "warning") -> Report:
         """Raise AssertionError with the findings when one is at or above `fail_on`; returns itself."""
         __tracebackhide__ = True
-        if fail_on not in SEVERITIES:
-            raise ValueError(f"fail_on must be one of {', '.join(SEVERITIES)}, not {fail_on!r}")
-        if any(SEVERITIES.index(f.severity) >= SEVERITIES.index(fail_on) for f in self.findings):
+        if fail_on not in (*SEVERITIES, "never"):
+            raise ValueError(f"fail_on must be one of {', '.join(SEVERITIES)} or never, not {fail_on!r}")
+        if fail_on != "never" and any(SEVERITIES.index(f.severity) >= SEVERITIES.index(fail_on) for f in self.findings):
             raise AssertionError("the model is not healthy:\n\n" + render(self.data, "text", Style({}, quiet=True)))
         return self
 

@@ -22,6 +22,8 @@ def target_of_model(model: nn.Module, batch: Any, loss: Callable[..., Any] | Non
     """
     if not isinstance(model, nn.Module):
         raise ProbeError(f"audit needs a torch.nn.Module, not {type(model).__name__}")
+    if loss is not None and not callable(loss):
+        raise ProbeError(f"loss must be a function of (output, targets), not {type(loss).__name__}")
     inputs, targets = batch, None
     if loss is not None:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:

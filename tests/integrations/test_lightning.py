@@ -86,3 +86,13 @@ def test_the_entry_point_is_off_unless_asked(monkeypatch):
     assert callbacks() == []
     monkeypatch.setenv("GRADCHECK_DOCTOR_CALLBACK", "1")
     assert len(callbacks()) == 1
+
+
+def test_a_report_that_has_no_place_does_not_end_a_training(tmp_path):
+    (tmp_path / "file").touch()
+    _, _, said = fit([DoctorCallback(output=str(tmp_path / "file" / "r.json"))])
+    assert "could not write the report" in said[-1]
+    fit([DoctorCallback(output=tmp_path / "made" / "r.json")])
+    assert (tmp_path / "made" / "r.json").read_text().startswith("{")
+    with pytest.raises(ConfigError, match="output must be a path"):
+        DoctorCallback(output=3)

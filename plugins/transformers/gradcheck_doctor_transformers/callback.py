@@ -42,6 +42,8 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
                  log_metrics: bool = True) -> None:
         if on_finding not in CHOICES:
             raise ValueError(f"on_finding must be one of {', '.join(CHOICES)}, not {on_finding!r}")
+        if every != "auto" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be a positive number or auto, not {every!r}")
         self.every, self.on_finding, self.output, self.log_metrics = every, on_finding, output, log_metrics
         self.known: list[str] = []                      # fingerprints of what was said; an attribute that checkpoints keep
         self._watch: Any = None
