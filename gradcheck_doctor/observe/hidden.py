@@ -37,16 +37,28 @@ class Hidden:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.taken: dict[int, set[Cut]] = {}     # by index of the operation that takes them in
+        self._outside: list[tuple[int, frozenset[Cut]]] = []       # values that left torch on this pass: how many samples, what they stem from
+        self._entered: set[int] = set()          # inputs from outside that were met on this pass
         self._cuts: dict[int, tuple[weakref.ref[Tensor], frozenset[Cut]]] = {}
 
     def begin_pass(self) -> None:
         self._cuts.clear()
+        self._outside.clear()
+        self._entered.clear()
 
     def made(self, op: str, inputs: list[Tensor], outputs: Iterable[Tensor], place: Callable[[], Span | None]) -> None:
         """`op` made `outputs` of `inputs`, and no gradient goes that way; `place` finds out where."""
         makers = {maker for t in inputs if (maker := self.graph.maker(t)) is not None}
         span = place() if makers else None
-        self._hide(outputs, self._behind(inputs) | {Cut(op, span, maker) for maker in makers})
+        cuts = self._behind(inputs) | {Cut(op, span, maker) for maker in makers}
+        self._hide(outputs, cuts)
+        if op in ("numpy", "tolist") and cuts and inputs[0].dim():
+            self._outside.append((len(inputs[0]), cuts))
+
+    def returned(self, value: Any) -> None:
+        """A tensor was made of numbers from outside: with as many samples as values that left on this pass, it is taken for theirs."""
+        if self._outside and isinstance(value, Tensor) and value.dim() and value.is_floating_point():
+            self._hide([value], frozenset(cut for samples, cuts in self._outside if samples == len(value) for cut in cuts))
 
     def ran(self, module: nn.Module, span: Span | None, args: Any, output: Any) -> None:
         """A module with parameters ran under no_grad; those inside it are part of it."""
@@ -59,6 +71,12 @@ class Hidden:
 
     def arrived(self, node: Node, inputs: list[Tensor]) -> None:
         """An operation that is recorded takes these in."""
+        for value in inputs:
+            maker = self.graph.maker(value)
+            if maker is not None and self.graph.nodes[maker].op == "input" and maker not in self._entered:
+                self._entered.add(maker)
+                if self._outside and value is inputs[0] and node.category in ("layer", "recurrent"):
+                    self.returned(value)                        # torch.from_numpy can't be seen
         cuts = self._behind(inputs)
         if cuts:
             self.taken.setdefault(node.index, set()).update(cuts)

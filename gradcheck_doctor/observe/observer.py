@@ -27,7 +27,7 @@ from gradcheck_doctor.observe.collector import Cell, Collector
 from gradcheck_doctor.observe.graph import FULL, Graph, GraphFull, Series, gather
 from gradcheck_doctor.observe.hidden import Hidden
 from gradcheck_doctor.observe.modes import drop_mode, modes_lifted
-from gradcheck_doctor.observe.names import hiding_name, operation_name
+from gradcheck_doctor.observe.names import RETURNS, hiding_name, operation_name
 from gradcheck_doctor.observe.provenance import ConstructionLog, user_frame, user_span
 from gradcheck_doctor.observe.replay import Call, Tree
 from gradcheck_doctor.observe.scope import Roots, Scope
@@ -209,6 +209,8 @@ class Observer(TorchFunctionMode):
             return func(*args, **kwargs)
         self.seconds += self.clock() - started
         output = func(*args, **kwargs)
+        if not inputs and self.exact and named[0] in RETURNS:
+            self.hidden.returned(output)
         if relevant:
             started = self.clock()
             try:

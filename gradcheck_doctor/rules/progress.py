@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import LossRecord, Recording
 
 LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 FEWEST = 10            # losses from which on a phase can be judged
@@ -50,11 +50,22 @@ def phase_curve(recording: Recording) -> list[float]:
 
 # -- how far it fell -----------------------------------------------------------------------------------------------------------------------
 def constant_guess(recording: Recording) -> float | None:
-    """The loss of the best constant prediction, where it is known: log C for classes, the variance of the targets for a squared error."""
-    if len(recording.losses) != 1 or phase(recording)[0] or not recording.curve:
+    """The loss of the best constant prediction, where it is known: log C for classes, the variance of the targets for a squared error.
+
+    Of several losses their sum, where the loss of the run is the sum of them.
+    """
+    if not recording.losses or phase(recording)[0] or not recording.curve:
         return None
-    loss, first = recording.losses[0], recording.curve[0][1]
-    if loss.value is None or loss.reduction not in ("mean", "sum") or abs(first - loss.value) > 0.01 * abs(loss.value):
+    parts = [(loss.value, _constant(loss)) for loss in recording.losses]
+    whole = sum(value for value, _ in parts if value is not None)
+    if any(value is None or guess is None for value, guess in parts) or abs(recording.curve[0][1] - whole) > 0.01 * abs(whole):
+        return None
+    return sum(guess for _, guess in parts if guess is not None)
+
+
+def _constant(loss: LossRecord) -> float | None:
+    """What the best constant prediction costs in one loss."""
+    if loss.reduction not in ("mean", "sum"):
         return None
     count = math.prod(loss.target_shape) if loss.reduction == "sum" else 1
     if loss.op == "cross_entropy" and loss.classes and loss.classes > 1:

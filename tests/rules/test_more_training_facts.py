@@ -229,3 +229,45 @@ def test_updates_lost_in_bfloat16_are_said_also_where_the_run_learns(rate, sever
     assert (finding.severity if finding else None) == severity
     if finding:
         assert [fix.prescription.treatment for fix in finding.fixes] == ["float32-weights"]
+
+
+@pytest.mark.parametrize(("cell", "std", "sick"), [(nn.GRU, 1.0, True), (nn.LSTM, 1.0, True), (nn.GRU, None, False), (nn.LSTM, 0.2, False)])
+def test_gates_that_start_saturated(cell, std, sick):
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = cell(4, 48, batch_first=True), nn.Linear(48, 2)
+            for name, p in self.cell.named_parameters():
+                if std is not None and "weight" in name:
+                    nn.init.normal_(p, std=std)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    found = doctor.audit(Net(), (torch.randn(32, 12, 4), torch.randint(2, (32,))), loss=F.cross_entropy)
+    finding = next((f for f in found.findings if f.rule == "recurrent-init"), None)
+    assert (finding is not None) == sick
+    if finding:
+        assert finding.severity == "error" and "gates are saturated" in finding.message
+        model, x = Net(), torch.randn(32, 12, 4)
+        assert doctor.treat(model, doctor.audit(model, x))
+        assert not doctor.audit(model, x).has("recurrent-init")
+
+
+def test_of_several_losses_the_constant_guesses_add_up():
+    """The larger loss falls to the mean of its targets, which is no learning; the smaller one is drowned."""
+    torch.manual_seed(0)
+    trunk, rent, kind = nn.Sequential(nn.Linear(12, 32), nn.ReLU()), nn.Linear(32, 1), nn.Linear(32, 4)
+    model = nn.ModuleList([trunk, rent, kind])
+    prices = 1000 + 200 * torch.randn(512, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with doctor.watch(model, optimizer) as seen:
+        for step in range(400):
+            i = torch.arange(32) + 32 * (step % 16)
+            h = trunk(X[i])
+            optimizer.zero_grad()
+            (F.mse_loss(rent(h).squeeze(1), prices[i]) + F.cross_entropy(kind(h), Y[i])).backward()
+            optimizer.step()
+    assert serious(seen.report())[:1] == ["unscaled-input"]

@@ -150,6 +150,8 @@ CUT = {
     "topk": lambda net, x: net.table(net.aside(net.body(x)).topk(1).indices[:, 0]) + net.body(x),
     "gt": lambda net, x: (net.aside(net.body(x)) > 0).float() * net.body(x),
     "detach": lambda net, x: net.aside(net.body(x)).detach() + net.body(x),
+    "numpy": lambda net, x: torch.as_tensor(net.aside(net.body(x)).detach().numpy() * 2) + net.body(x),
+    "tolist": lambda net, x: torch.tensor(net.aside(net.body(x)).tolist()) + net.body(x),
     "data": lambda net, x: net.aside(net.body(x)).data + net.body(x),
     "round": lambda net, x: net.aside(net.body(x)).round() + net.body(x),
 }
@@ -160,6 +162,20 @@ def test_what_cuts_a_layer_off_is_named(op):
     finding, = [f for f in found(Net(CUT[op])) if "aside" in f.modules]
     assert (finding.severity, finding.evidence["barrier"], finding.evidence["parameters"]) == ("error", op, ["aside.weight"])
     assert [f.prescription.treatment for f in finding.fixes] == {"detach": ["remove-detach"], "round": ["straight-through"]}.get(op, [])
+
+
+def test_a_value_that_comes_back_from_numpy_into_a_layer():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(torch.from_numpy(self.encoder(x).detach().numpy().clip(0)))
+
+    torch.manual_seed(0)
+    finding, = found(Pooled())
+    assert (finding.severity, finding.evidence["barrier"], finding.evidence["parameters"]) == ("error", "numpy", ["encoder.weight"])
 
 
 THROUGH = {

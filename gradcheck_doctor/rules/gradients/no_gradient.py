@@ -12,7 +12,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
-WITHHELD = ("detach", "data", "no_grad")       # the value goes on, its gradient does not: by intent where the weights were trained before
+WITHHELD = ("detach", "data", "no_grad", "numpy", "tolist")       # the value goes on, its gradient does not: by intent where the weights were trained before
 FEWEST = 5                                     # observed steps before which gradients were gone
 _PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")
 
@@ -38,7 +38,7 @@ class NoGradient(Rule):
     """A trainable parameter that takes part in the forward pass receives no gradient, or exactly zero, while others do.
 
     What it measures: share of the model's weight matrices whose gradient was absent or exactly 0 on every observed step although their layer
-    ran, and what cuts them off (round, sign, argmax, detach, no_grad) if it was seen. Also gradients that zero_grad() clears between backward and step,
+    ran, and what cuts them off (round, sign, argmax, detach, no_grad, numpy) if it was seen. Also gradients that zero_grad() clears between backward and step,
     and a loss that is cut off from the model as a whole.
 
     Why it matters: such a layer never learns, silently.
@@ -146,7 +146,7 @@ def _fate(recording: Recording, weight: Weight) -> Barrier | None:
     if uses:
         return _first_barrier(recording, uses)
     row = next((r for r in recording.notes.get("hidden", ()) if r["op"] != "no_grad" and names & set(r["parameters"])), None)
-    return Barrier(row["op"], row["span"], weight.module) if row is not None else None
+    return Barrier(row["op"], row["span"]) if row is not None else None
 
 
 def _first_barrier(recording: Recording, start: Iterable[int]) -> Barrier:

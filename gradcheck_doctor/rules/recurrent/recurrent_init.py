@@ -12,15 +12,21 @@ FORGETFUL = 0.8        # after ten steps a tenth is left
 LONG = 10              # time steps
 
 
-class RecurrentInit(Rule):
-    """The recurrent matrix of a plain RNN starts with a spectral radius far from 1.
+GATED = ("LSTM", "GRU", "LSTMCell", "GRUCell")
+LIMIT = 1.5            # of a plain recurrence
+BEARS = 2.0            # times the radius that a plain recurrence bears, in a cell with gates
 
-    What it measures: the largest |eigenvalue| of W_hh as it was before training, in a plain (tanh or ReLU) recurrence.
+
+class RecurrentInit(Rule):
+    """The recurrent matrix of an RNN starts with a spectral radius far from 1.
+
+    What it measures: the largest |eigenvalue| of W_hh as it was before training, in a plain (tanh or ReLU) recurrence. Of an LSTM or a GRU
+    std(W_hh) sqrt(hidden size), which is the radius of independent elements; half of it is judged, for these bear more: the limit is 3.
 
     Why it matters: with a radius of 2.8 tanh saturates and the recurrence is chaotic; with PyTorch's default, 0.58, a signal is forgotten within
-    five to ten steps. Orthogonal init has radius 1.
+    five to ten steps. Orthogonal init has radius 1. Gates of N(0, 1) weights start saturated and pass no gradient.
 
-    When it is harmless: gated cells (not judged), short memories, a run that learns. A radius of 0.8 or less is info, over more than 10 time steps.
+    When it is harmless: short memories, a run that learns. A radius of 0.8 or less is info in a plain recurrence, over more than 10 time steps.
 
     Sources: Saxe et al. 2014 (arXiv:1312.6120); Le et al. 2015 (arXiv:1504.00941); the circular law gives 0.58 for the default.
     """
@@ -28,25 +34,37 @@ class RecurrentInit(Rule):
     code = "GD406"
     name = "recurrent-init"
     summary = "recurrent matrix with a spectral radius far from 1"
-    threshold = Threshold(1.5, 1.5, "spectral radius", "tanh recurrences turn chaotic above 1; 1.5 leaves room", info=1.3)
+    threshold = Threshold(LIMIT, LIMIT, "spectral radius", "tanh recurrences turn chaotic above 1; 1.5 leaves room", info=1.3)
     order = 305
     explains = ("GD302", "GD202", "GD305", "GD401", "GD707", "GD103", "GD102", "GD405")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for record in recording.parameters:
-            if record.spectral_radius is None or record.trained or not _recurs(recording, record):
+            if record.trained:
                 continue
-            yield self._judge(recording, record)
+            if record.spectral_radius is not None and _recurs(recording, record):
+                yield self._judge(recording, record)
+            elif record.role.startswith("weight_hh") and record.gain is not None and _type(recording, record) in GATED:
+                yield self._gated(recording, record, record.gain)
+
+    def _gated(self, recording: Recording, record: ParameterRecord, radius: float) -> Measurement:
+        module = recording.module.get(record.module)
+        return Measurement(value=radius / BEARS, module=record.module, op=_type(recording, record), cap=mild(recording),
+                           location=record.origin or (module.built if module is not None else None),
+                           evidence={"spectral_radius": radius, "parameter": record.name, "std": record.std, "gated": True})
 
     def _judge(self, recording: Recording, record: ParameterRecord) -> Measurement:
         module = recording.module.get(record.module)
         built = module.built if module is not None else None
         forgets = (record.spectral_radius or 0.0) <= FORGETFUL and _longest(recording, record) > LONG
-        return Measurement(value=record.spectral_radius or 0.0, module=record.module, op=module.type if module is not None else "",
+        return Measurement(value=record.spectral_radius or 0.0, module=record.module, op=_type(recording, record),
                            location=record.origin or built, cap=mild(recording), floor="info" if forgets else None,
                            evidence={"spectral_radius": record.spectral_radius, "parameter": record.name, "std": record.std})
 
     def message(self, m: Measurement) -> str:
+        if "gated" in m.evidence:
+            return (f"{m.evidence['parameter']} starts with a spectral radius of about {m.evidence['spectral_radius']:.3g} (a cell with gates bears "
+                    f"{BEARS * LIMIT:g}): its gates are saturated from the first step on; orthogonal initialisation has 1")
         if m.floor:
             return (f"{m.evidence['parameter']} starts with spectral radius {m.value:.2g}, so the state forgets {1 - m.value:.0%} at every step; "
                     "orthogonal initialisation has 1")
@@ -55,6 +73,11 @@ class RecurrentInit(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         return (Prescription("initialise", "Orthogonal initialisation of the recurrent weights", safety="safe", kind="init", modules=(m.module,),
                              span=m.location, arguments={"scheme": "orthogonal", "parameter": m.evidence["parameter"]}),)
+
+
+def _type(recording: Recording, record: ParameterRecord) -> str:
+    module = recording.module.get(record.module)
+    return module.type if module is not None else ""
 
 
 def _longest(recording: Recording, record: ParameterRecord) -> int:
