@@ -56,7 +56,7 @@ def judge(report: ReportData) -> Judgement:
 
 
 def measure(text: str, file: str, *, run: bool, expression: str = "", arguments: Sequence[str] = (), options: Sequence[str] = (),
-            script: str = "") -> ReportData | None:
+            script: str = "", errors: list[str] | None = None) -> ReportData | None:
     """The report of the edited text, from a fresh process; None when it crashed or did not end.
 
     Args:
@@ -66,7 +66,9 @@ def measure(text: str, file: str, *, run: bool, expression: str = "", arguments:
         arguments: of the script that is run.
         options: of the probe.
         script: what is run, where that is another file, which imports `file`.
+        errors: gets what was said on stderr, or how long was waited, where it crashed or did not end.
     """
+    said = errors if errors is not None else []
     with _beside(file, text, script) as (path, variables), tempfile.TemporaryDirectory() as scratch:
         output = os.path.join(scratch, "report.json")
         target = [path, *arguments] if run else [f"{path}:{expression}" if expression else path]
@@ -75,8 +77,10 @@ def measure(text: str, file: str, *, run: bool, expression: str = "", arguments:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, env={**os.environ, **variables})
         except subprocess.TimeoutExpired:
+            said.append(f"no end within {SECONDS} s")
             return None
         if done.returncode != 0 or not os.path.exists(output):
+            said.append(done.stderr.replace(path, script or file).strip())
             return None
         data = json.loads(Path(output).read_text(encoding="utf-8"))
         return from_json(data["reports"][0] if "reports" in data else data)

@@ -14,6 +14,7 @@ from gradcheck_doctor import baseline
 from gradcheck_doctor.cli.options import Probe, Shared, probe_options, shared_options
 from gradcheck_doctor.errors import ConfigError, TreatmentRefused
 from gradcheck_doctor.integrations.script import on_terminate
+from gradcheck_doctor.records.codec import relative
 from gradcheck_doctor.records.findings import SEVERITIES, SOURCE, Finding, ReportData
 from gradcheck_doctor.records.sources import digest, split_target, target_file
 
@@ -74,24 +75,40 @@ def command(targets: tuple[str, ...], source: str | None, run_: bool, diff: bool
     _say([r for r in done if r is not None], left, outdated, output is not None or diff, dry, verify, shared)
     if output is not None:
         write(output, shared.output, chosen_format(shared))
+    if outdated and not any(r is not None and r.kept for r in done):
+        return 2                                                    # a report of another text: nothing can be said of this one
     if dry:
         return int(any(p.changed for p in made))
     return _status(reports, done, left, wanted, shared)
 
 
 def _say(repairs: Sequence[Repair], left: Sequence[Repair], outdated: Set[str], quiet_stdout: bool, dry: bool, verify: bool, shared: Shared) -> None:
-    """One line a fix; on stderr where stdout belongs to a diff or a report. Why a fix of another text than today's was not kept is of no use."""
+    """One line a fix; on stderr where stdout belongs to a diff or a report. Why a fix of another text than today's was not kept is of no use.
+
+    Beside fixes that were kept it is said what is left of the causes, and why.
+    """
     for result in repairs:
+        where = f"{relative(result.file)}: " if len(repairs) > 1 else ""
         for finding, fix in result.kept:
             proof = f" ({fix.verified.status})" if verify else " (not verified)"
-            click.echo(f"{'would fix' if dry else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=quiet_stdout)
-        if shared.verbose or not result.kept and result.file not in outdated:
-            for finding, fix in result.refused:
-                click.echo(f"not kept: {finding.code} {fix.prescription.title}: {fix.refusal or fix.verified.reason or fix.verified.status}", err=True)
+            click.echo(f"{where}{'would fix' if dry else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=quiet_stdout)
+        causes = {f.code for f in _causes(result.end)} if result.kept else set()
+        for finding, fix in result.refused:
+            if shared.verbose or not result.kept and result.file not in outdated or finding.code in causes:
+                reason = fix.refusal or fix.verified.reason or fix.verified.status
+                click.echo(f"{where}not kept: {finding.code} {fix.prescription.title}: {reason}", err=True)
+        for finding in _causes(result.end) if result.kept else ():
+            click.echo(f"{where}left: {finding.code} {finding.rule} ({finding.severity})", err=True)
     for result in left:
         click.echo(f"{result.file}: another fix touches the same lines; run doctor fix once more", err=True)
     if not any(result.kept for result in repairs):
         click.echo("no fix was kept; nothing was changed" if repairs else "nothing to fix", err=True)
+
+
+def _causes(report: ReportData | None) -> list[Finding]:
+    """The serious findings that no other one explains."""
+    explained = {fingerprint for f in report.findings for fingerprint in f.related} if report is not None else set()
+    return [f for f in report.findings if f.severity != "info" and f.fingerprint not in explained] if report is not None else []
 
 
 def _outdated(report: ReportData) -> bool:
@@ -182,9 +199,11 @@ def _ran(script: str, arguments: Sequence[str]) -> ReportData:
     from gradcheck_doctor.treatments.tree import read
     from gradcheck_doctor.verify import measure
 
-    report = measure(read(script).text, script, run=True, arguments=arguments)
+    errors: list[str] = []
+    report = measure(read(script).text, script, run=True, arguments=arguments, errors=errors)
     if report is None:
-        raise ConfigError(f"{script} crashed or did not end; try: doctor run {script}")
+        click.echo("\n".join(errors), err=True)
+        raise ConfigError(f"{script} crashed or did not end; try: doctor run {shlex.join([script, *arguments])}")
     return replace(_moved(report, script), target=script)
 
 

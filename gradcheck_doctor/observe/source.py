@@ -85,15 +85,19 @@ class Source:
 
     @functools.cached_property
     def freezing(self) -> Span | None:
-        """The first `x.requires_grad = False` or `x.requires_grad_(False)`."""
+        """The first `x.requires_grad = False` or `x.requires_grad_(False)`; without one, the first that is given an expression: `name in trained`."""
+        computed = None
         for node in (n for scope in self.scopes for n in scope):
             if isinstance(node, ast.Call) and len(node.args) != 1:
                 continue
             target, value = (node.targets[0], node.value) if isinstance(node, ast.Assign) else (node.func, node.args[0])
-            if (isinstance(target, ast.Attribute) and target.attr in ("requires_grad", "requires_grad_")
-                    and isinstance(value, ast.Constant) and value.value is False):
+            if not isinstance(target, ast.Attribute) or target.attr not in ("requires_grad", "requires_grad_"):
+                continue
+            if isinstance(value, ast.Constant) and value.value is False:
                 return self.place(node)
-        return None
+            if computed is None and not isinstance(value, ast.Constant):
+                computed = self.place(node)
+        return computed
 
     @functools.cached_property
     def uncalled_steps(self) -> tuple[Span, ...]:

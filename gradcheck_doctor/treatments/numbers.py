@@ -33,7 +33,7 @@ def constant(tree: Tree, node: ast.expr, value: str, old: float | None = None) -
     Raises:
         TreatmentRefused: it can't be told where the number comes from.
     """
-    places = _seen(tree, node, old) if old is not None else []
+    places = seen(tree, node, old) if old is not None else []
     if len(places) != 1:
         places = _certain(tree, node)
     if len(places) == 1:
@@ -65,7 +65,7 @@ def _on_the_right_side(place: ast.expr, value: str, old: float | None) -> None:
         raise TreatmentRefused(f"{here:g} stands in the source where {old:g} was seen: something in between changes it, and {value} would go the other way")
 
 
-def _seen(tree: Tree, node: ast.expr, old: float) -> list[ast.expr]:
+def seen(tree: Tree, node: ast.expr, old: float) -> list[ast.expr]:
     """Literals of the value that was seen, among those that the flow of values leads to and those that the name is given anywhere in the file."""
     name = _named(node)
     found = [*origins(tree, node), *(definitions(tree, name) if name is not None else [])]

@@ -33,6 +33,14 @@ def class_prior(context: Context, finding: Finding, prescription: Prescription) 
                            f"{bias}.copy_(torch.log(torch.bincount(targets) / len(targets)))")
 
 
+def scaled_head(context: Context, prescription: Prescription) -> list[Edit]:
+    """The output layer starts at the targets' mean and with their standard deviation, in front of the optimizer."""
+    tree, statement, bias = _bias(context)
+    mean, std = float(prescription.arguments["mean"]), float(prescription.arguments["std"])
+    lines = [f"with {tree.torch()}no_grad():", f"    {bias.removesuffix('.bias')}.weight.mul_({std:.4g})", f"    {bias}.fill_({mean:.4g})"]
+    return [_once(tree, statement, lines)]
+
+
 def _bias(context: Context) -> tuple[Tree, ast.stmt, str]:
     """(file, statement of the optimizer, source of the output layer's bias)."""
     tree = context.tree()

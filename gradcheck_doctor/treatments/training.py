@@ -10,7 +10,7 @@ from gradcheck_doctor.treatments.calls import argument, method, methods, owner
 from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.modes import model_name
-from gradcheck_doctor.treatments.numbers import constant, number
+from gradcheck_doctor.treatments.numbers import constant, number, seen
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -97,10 +97,22 @@ def learning_rate(context: Context, finding: Finding, prescription: Prescription
 def setting(context: Context, prescription: Prescription, value: float, *names: str) -> list[Edit]:
     """Another value of an optimizer's setting where the old one stands; the first name is torch's."""
     tree, node = optimizer(context, prescription)
-    given = given_in(tree, node, names)
-    if given is None:
-        raise TreatmentRefused(f"{names[0]} is not given where the optimizer is constructed")
-    return [constant(tree, given, number(value), prescription.arguments.get("old"))]
+    given, old = given_in(tree, node, names), prescription.arguments.get("old")
+    if given is not None:
+        return [constant(tree, given, number(value), old)]
+    edits = [constant(tree, v, number(value), old) for v in _of_groups(tree, names) if old is not None and seen(tree, v, old)]
+    if not edits:
+        raise TreatmentRefused(f"{names[0]} is given neither where the optimizer is constructed nor in its parameter groups")
+    return list(dict.fromkeys(edits))
+
+
+def _of_groups(tree: Tree, names: tuple[str, ...]) -> list[ast.expr]:
+    """What dictionaries with "params" say about a setting."""
+    found = []
+    for table in (n for n in ast.walk(tree.root) if isinstance(n, ast.Dict)):
+        entries = {k.value: v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant)}
+        found += [entries[name] for name in names if name in entries and "params" in entries]
+    return found
 
 
 def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -101,8 +101,24 @@ def test_a_script_that_changed_since_its_run_is_said_to_have_changed(record, tmp
     assert "opt.zero_grad()" in path.read_text() and "changed since" not in first.stderr
     again = doctor("fix", "--from", record, "--no-verify", "--unsafe-fixes", cwd=tmp_path)
     assert "train.py changed since this run: run it again" in again.stderr and "stand there already" not in again.stderr
+    path.write_text("x = 1\n")
+    for options in ((), ("--check",), ("--diff",)):
+        assert doctor("fix", "--from", record, "--no-verify", *options, cwd=tmp_path).returncode == 2           # nothing can be said of this text
 
 
+def test_why_a_script_failed_is_said(tmp_path):
+    (tmp_path / "train.py").write_text(HEAD + LEFT)
+    done = doctor("fix", "--run", "--no-verify", "train.py", cwd=tmp_path)
+    assert done.returncode == 0 and "fixed GD102" in done.stdout, done.stdout + done.stderr
+    failed = doctor("fix", "--run", "train.py", "--", "--crash", cwd=tmp_path)
+    assert failed.returncode == 2 and "ValueError: no such data" in failed.stderr and "try: doctor run train.py" in failed.stderr
+
+
+LEFT = """
+import sys
+if "--crash" in sys.argv:
+    raise ValueError("no such data")
+""" + SCRIPTS["deep"][0]
 SLEEPS = """
 import os, time
 with open("pid.tmp", "w") as file:

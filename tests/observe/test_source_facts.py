@@ -10,7 +10,8 @@ from gradcheck_doctor.observe.source import source
     ("def score(net):\n    df.eval('a')\n\nnet.eval()\n", (4, None)),
     ("for p in net.parameters():\n    p.requires_grad = False\n", (None, 2)),
     ("é = 1; net.body.requires_grad_(False)\n", (None, 1)),
-    ("p.requires_grad = True\nq.requires_grad_(flag)\n", (None, None)), ("def broken(:\n", (None, None))])
+    ("p.requires_grad = True\nq.requires_grad_(flag)\n", (None, 2)),
+    ("p.requires_grad = flag\nq.requires_grad_(False)\n", (None, 2)), ("p.requires_grad = True\nq.requires_grad_()\n", (None, None)), ("def broken(:\n", (None, None))])
 def test_lines_found(tmp_path, text, lines):
     path = tmp_path / "script.py"
     path.write_text(text)

@@ -14,7 +14,7 @@ SCRIPT = """\
     y = (x @ torch.randn(24, 4)).argmax(1)
     body, head = nn.Sequential(nn.Linear(24, {width}), nn.Tanh()), nn.Linear({width}, 4)
     for p in body.parameters():
-        p.requires_grad = False
+        p.requires_grad = {flag}
     {between}
     net = nn.Sequential(body, head)
     opt = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr={lr})
@@ -27,15 +27,16 @@ SCRIPT = """\
 """
 
 
-def found(tmp_path, width=2, between="", also="", lr=1e-2):
+def found(tmp_path, width=2, between="", also="", lr=1e-2, flag="False"):
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT).format(width=width, between=between, also=also, lr=lr))
+    script.write_text(textwrap.dedent(SCRIPT).format(width=width, between=between, also=also, lr=lr, flag=flag))
     recording = run_script(str(script), None, [], every="auto").recording
     return next((f for f in diagnose(recording) if f.rule == "frozen-trainable"), None)
 
 
-def test_a_fresh_body_that_is_frozen_where_nothing_is_learned(tmp_path):
-    finding = found(tmp_path)
+@pytest.mark.parametrize("flag", ["False", "id(p) in set()"])
+def test_a_fresh_body_that_is_frozen_where_nothing_is_learned(tmp_path, flag):
+    finding = found(tmp_path, flag=flag)
     assert (finding.severity, finding.location.line) == ("warning", 8)
     assert finding.evidence["share"] == pytest.approx(24 * 2 / (24 * 2 + 2 * 4))
 

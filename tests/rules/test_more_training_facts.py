@@ -256,6 +256,28 @@ def test_gates_that_start_saturated(cell, std, sick):
         assert not doctor.audit(model, x).has("recurrent-init")
 
 
+@pytest.mark.parametrize(("axis", "bags", "sick"), [(0, 12, True), (-3, 12, True), (1, 12, False), (0, 32, False)])
+def test_a_softmax_over_the_samples(axis, bags, sick):
+    """Not where another axis is as long: a matrix of similarities between the samples is meant to be taken both ways."""
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.score, self.out = nn.Linear(6, 1), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.out((torch.softmax(self.score(x), dim=axis) * x).sum(1))
+
+    x = torch.randn(512, bags, 6, generator=torch.Generator().manual_seed(5))
+    model = Bags()
+    found = report(model, torch.optim.Adam(model.parameters(), 1e-3), x=x, steps=60)
+    finding = next((f for f in found.findings if f.rule == "batch-mixing"), None)
+    assert (finding is not None) == sick
+    if finding:
+        assert finding.severity == "warning"
+        assert [f.prescription.arguments for f in finding.fixes] == [{"old": axis, "dim": 1}]
+
+
 def test_of_several_losses_the_constant_guesses_add_up():
     """The larger loss falls to the mean of its targets, which is no learning; the smaller one is drowned."""
     torch.manual_seed(0)

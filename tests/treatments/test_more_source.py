@@ -150,7 +150,7 @@ def test_scale_output(tmp_path):
     text = HEAD + "class Net(nn.Module):\n    def forward(self, x):\n        return self.c(x).squeeze(-1)\n"
     assert edit(tmp_path, text, "scale-output", mean=-1000.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250 - 1000")
     assert edit(tmp_path, text, "scale-output", mean=1.0, std=250.0) == text.replace("squeeze(-1)", "squeeze(-1) * 250")
-    with pytest.raises(TreatmentRefused, match="standardise the targets"):
+    with pytest.raises(TreatmentRefused, match="no optimizer"):
         edit(tmp_path, HEAD, "scale-output", mean=0.0, std=250.0)
 
 
@@ -316,6 +316,22 @@ def test_a_schedule_is_stepped_behind_the_loop_over_batches(tmp_path):
                   LOOPS.replace("for epoch in range(3):", "if data:"), LOOPS.replace("    print", "    else:\n        pass\n    print")):
         with pytest.raises(TreatmentRefused):
             edit(tmp_path, other, "step-schedule-per-epoch", where="sched.step()")
+
+
+def test_weight_decay_of_parameter_groups(tmp_path):
+    text = (HEAD + 'SET = {"decay": 0.3}\ngroups = [{"params": a, "weight_decay": SET["decay"]}, {"params": b, "weight_decay": 0.0}]\n'
+            'opt = torch.optim.Adam(groups, lr=1e-3)\n')
+    where = "torch.optim.Adam(groups, lr=1e-3)"
+    assert edit(tmp_path, text, "weight-decay", where=where, weight_decay=0.01, old=0.3) == text.replace("0.3", "0.01")
+    with pytest.raises(TreatmentRefused, match="nor in its parameter groups"):
+        edit(tmp_path, text, "weight-decay", where=where, weight_decay=0.01, old=0.7)
+
+
+def test_without_a_forward_the_output_layer_starts_at_the_targets(tmp_path):
+    made = "nn.Linear(8, 1)"
+    text = HEAD + f"net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), {made}, nn.Flatten(0))\nopt = torch.optim.Adam(net.parameters(), lr=1e-3)\n"
+    start = "with torch.no_grad():\n    net[2].weight.mul_(250)\n    net[2].bias.fill_(-1000)\n"
+    assert edit(tmp_path, text, "scale-output", layers=[("2", "linear", made)], mean=-1000.0, std=250.0) == text.replace("opt =", start + "opt =")
 
 
 @pytest.mark.parametrize(("before", "after"), [

@@ -11,12 +11,13 @@ from gradcheck_doctor.rules.progress import mild
 
 
 class BatchMixing(Rule):
-    """A view or reshape is used where a transpose was meant: samples leak into each other.
+    """A view or reshape is used where a transpose was meant, or a softmax goes over the samples: they leak into each other.
 
     What it measures: view and reshape operations inside a model whose result has the same axis lengths in another order, which is no transpose
     but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model. Also 2: a permute took the batch off the first axis, and a
     view or reshape right behind it names the batch first again. Also 2: a fused recurrent or attention layer that takes the first axis for time gets
-    the loss's batch there, and something else in the axis it takes for the batch.
+    the loss's batch there, and something else in the axis it takes for the batch. Also 2: a softmax over the first axis, inside a model, of values with as
+    many samples there as the loss has, and no other axis of that length.
 
     Why it matters: each sample's prediction depends on the others in the batch; the loss may fall a little, evaluation on other batches fails.
 
@@ -39,6 +40,9 @@ class BatchMixing(Rule):
             if loss is not None and _batch_as_time(operation, loss):
                 yield Measurement(value=2.0, module=operation.module, op=operation.op, location=location(recording, operation),
                                   operations=(operation.index,), cap=mild(recording), evidence={"before": operation.input_shapes[0], "time_first": True})
+            if loss is not None and _over_samples(operation):
+                yield Measurement(value=2.0, module=operation.module, op=operation.op, location=operation.called, operations=(operation.index,),
+                                  cap=mild(recording, "warning"), evidence={"before": operation.input_shapes[0], "axis": operation.attributes["dim"]})
             if operation.op not in ("view", "reshape") or not operation.input_shapes:
                 continue
             before, after = operation.input_shapes[0], operation.shape
@@ -56,12 +60,25 @@ class BatchMixing(Rule):
     def message(self, m: Measurement) -> str:
         if m.evidence.get("time_first"):
             return f"{m.op} takes the first axis of {m.evidence['before']} for time, but it is the batch: samples follow each other as if they were one sequence"
+        if "axis" in m.evidence:
+            return f"{m.op} over axis 0 of {m.evidence['before']}, the samples: what is computed of each depends on the others in its batch"
         return f"{m.op} turns {m.evidence['before']} into {m.evidence['after']}: that is no transpose, it mixes the samples of the batch"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if m.evidence.get("time_first"):
             return (Prescription("batch-first", "Say that the batch comes first: batch_first=True", kind="model", span=m.location, modules=(m.module,)),)
+        if "axis" in m.evidence:
+            axes = range(1, len(m.evidence["before"]))
+            return tuple(Prescription("softmax-axis", f"Take the {m.op} over axis {axis}", kind="model", span=m.location, modules=(m.module,),
+                                      arguments={"old": m.evidence["axis"], "dim": axis}) for axis in axes if m.evidence["before"][axis] > 1)
         return ()
+
+
+def _over_samples(operation: Operation) -> bool:
+    """A softmax over the first axis of values that have no other axis of that length (a matrix of similarities has)."""
+    shape = operation.input_shapes[0]
+    return (operation.op in ("softmax", "gumbel_softmax") and operation.attributes.get("dim") in (0, -len(shape)) and len(shape) >= 2 and bool(operation.module_type)
+            and shape[0] > 1 and shape[0] not in shape[1:] and any(n > 1 for n in shape[1:]))
 
 
 def _batch_as_time(operation: Operation, loss: LossRecord) -> bool:

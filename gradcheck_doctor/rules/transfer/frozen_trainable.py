@@ -31,7 +31,7 @@ class FrozenTrainable(Rule):
     summary = "meant to be frozen, but trainable; or frozen at its random start"
     threshold = Threshold(1.0, 1.0, "trainable parameters under such a module", "exact")
     order = 170
-    explains = ("GD901", "GD701", "GD305", "GD201", "GD302", "GD706", "GD208", "GD303", "GD301", "GD209", "GD707")
+    explains = ("GD901", "GD701", "GD305", "GD201", "GD302", "GD706", "GD208", "GD303", "GD301", "GD209", "GD707", "GD505")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for module in recording.modules:
