@@ -14,7 +14,7 @@ from gradcheck_doctor.treatments.menu import blind
 from gradcheck_doctor.treatments.plan import planned
 from gradcheck_doctor.treatments.tree import applied
 from gradcheck_doctor.treatments.tree import read as read_tree
-from gradcheck_doctor.verify import BUDGET, Judgement, beaten, judge, measure, verdict
+from gradcheck_doctor.verify import BUDGET, Judgement, beaten, judge, measure, playing, verdict
 
 TRIALS = 9             # candidates measured in one round
 ROUNDS = 2             # fixes that build on each other
@@ -132,7 +132,7 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
         if best is None or not trial.run:
             return best
         others += _controls(result, report, current_file, trial, CONTROLS - len(others), seen)
-    if beaten(best[1].prescription.treatment, before, best[3], others):
+    if not playing(best[0]) and beaten(best[1].prescription.treatment, before, best[3], others):
         proof = replace(best[1].verified, status="no-effect", reason="treatments drawn at random from the same menu do better")
         result.refused.append((best[0], replace(best[1], verified=proof)))
         return None

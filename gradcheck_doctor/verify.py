@@ -115,13 +115,18 @@ def verdict(finding: Finding, treatment: str, before: Judgement, after: Judgemen
         return Verified("worse", *figures, f"new: {', '.join(new)}")
     if run and before.report.curves.get("loss") and not after.report.curves.get("loss"):
         return Verified("unmeasurable", *figures, "no loss was seen")
-    if run and not _loss_better(treatment, before, after):
+    if run and not (playing(finding) and math.isfinite(after.last_loss)) and not _loss_better(treatment, before, after):
         return Verified("no-effect", *figures, _too_little(treatment, before, after))
     if still or after.serious > before.serious:
         return Verified("no-effect", *figures, f"{finding.rule} is still found" if still else "more findings than before")
     if not run and after.errors >= before.errors and after.serious >= before.serious:
         return Verified("no-effect", *figures, "no finding fewer")
     return Verified("improved", *figures)
+
+
+def playing(finding: Finding) -> bool:
+    """Several models were found to play against each other: the loss of one is no measure of them all."""
+    return bool(finding.evidence.get("taking_turns"))
 
 
 def _figures(finding: Finding, judgement: Judgement) -> dict[str, float]:

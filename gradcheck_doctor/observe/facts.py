@@ -114,7 +114,8 @@ class Facts:
         return {
             "init_repeated": [{**row, "parameter": join(prefixes[n], row["parameter"])} for n, (twice, _) in self.init.items() for row in twice],
             "init_unapplied": [{**row, "modules": [join(prefixes[n], m) for m in row["modules"]]} for n, (_, missed) in self.init.items() for row in missed],
-            "clips_in_source": any(s.clips for s in read), "divisions_by_spread": [span for s in read for span in s.spreads],
+            "clips_in_source": any(s.clips for s in read), "clip_option": next((s.clip_option for s in read if s.clip_option is not None), None),
+            "divisions_by_spread": [span for s in read for span in s.spreads],
             "left_in_eval": next((s.left_in_eval for s in read if s.left_in_eval is not None), None),
             "freezing": next((s.freezing for s in read if s.freezing is not None), None),
             "batchnorm": {names[k]: {**{a: b for a, b in row.items() if a != "start"}, "evaluated": not self._modules[k].training, **_lag(self._modules[k])}

@@ -65,6 +65,11 @@ class Source:
         return any(map(_clips, self.nodes))
 
     @functools.cached_property
+    def clip_option(self) -> Span | None:
+        """The first option that makes a Trainer clip: gradient_clip_val=1.0."""
+        return next((self.place(n) for n in self.nodes if isinstance(n, ast.keyword) and _clips(n)), None)
+
+    @functools.cached_property
     def spreads(self) -> tuple[Span, ...]:
         """Divisors that are a standard deviation, called in place or kept under a name."""
         names = frozenset(name for node in self.nodes if isinstance(node, ast.Assign) for name in _spread_names(node))
@@ -121,7 +126,7 @@ class Source:
                         found.append((node.lineno, node.end_lineno or node.lineno, self.place(switch)))
         return tuple(found)
 
-    def place(self, node: ast.expr | ast.stmt) -> Span:
+    def place(self, node: ast.expr | ast.stmt | ast.keyword) -> Span:
         end = node.end_lineno or node.lineno
         return Span(self.file, node.lineno, characters(self.file, node.lineno, node.col_offset) + 1, end,
                     characters(self.file, end, node.end_col_offset or 0) + 1)

@@ -6,7 +6,10 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.treatments.calls import argument
+from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
+
+STACKS = ("TransformerEncoder", "TransformerDecoder")
 
 
 def softmax_axis(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -19,10 +22,29 @@ def softmax_axis(context: Context, finding: Finding, prescription: Prescription)
     return [tree.replace(written, str(prescription.arguments["dim"]))]
 
 
-def batch_first(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """batch_first=True where the layer is made."""
+def permute_axes(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """x.view(T, B, C) of a (B, T, C) becomes x.transpose(0, 1)."""
     tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
+    axes = [int(axis) for axis in prescription.arguments["axes"]]
+    moved = [place for place, axis in enumerate(axes) if place != axis]
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("view", "reshape"):
+        raise TreatmentRefused(f"no view or reshape stands there; the axes belong in the order {axes}")
+    of = call.args[0] if tree.source(call.func.value) == tree.torch().rstrip(".") and call.args else call.func.value
+    how = f"transpose({moved[0]}, {moved[1]})" if len(moved) == 2 else f"permute({', '.join(map(str, axes))})"
+    return [tree.replace(call, f"{tree.operand(of)}.{how}")]
+
+
+def batch_first(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """batch_first=True where the layer is made; of a TransformerEncoder where the layer is made that it repeats."""
+    tree = context.tree_of(prescription.span)
+    call = tree.call(prescription.span)
+    if tree.source(call.func).endswith(STACKS):
+        repeated = argument(call, "encoder_layer", 0) or argument(call, "decoder_layer")
+        made = [n for n in origins(tree, repeated) if isinstance(n, ast.Call)] if repeated is not None else []
+        if len(made) != 1:
+            raise TreatmentRefused("the layer that is repeated was not found; give batch_first=True where it is made")
+        call = made[0]
     given = argument(call, "batch_first")
     if any(k.arg is None for k in call.keywords) or any(isinstance(a, ast.Starred) for a in call.args):
         raise TreatmentRefused("the layer's arguments are spread from elsewhere; give batch_first=True there")
@@ -33,4 +55,4 @@ def batch_first(context: Context, finding: Finding, prescription: Prescription) 
     return [tree.keyword(call, "batch_first=True")]
 
 
-PLANNERS = {"softmax-axis": softmax_axis, "batch-first": batch_first}
+PLANNERS = {"softmax-axis": softmax_axis, "batch-first": batch_first, "permute-axes": permute_axes}

@@ -12,6 +12,8 @@ from gradcheck_doctor.treatments.numbers import constant, number
 from gradcheck_doctor.treatments.training import given_in
 from gradcheck_doctor.treatments.tree import Tree
 
+OPTIONS = ("gradient_clip_val", "max_grad_norm")
+
 
 def move_clip(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The clip's line in front of the step that follows backward."""
@@ -58,8 +60,11 @@ def _alone(tree: Tree, statement: ast.stmt) -> bool:
 def clip_threshold(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """Another number where the clip's limit stands, or where the name that stands there gets its value."""
     tree = context.tree_of(prescription.span)
-    call = tree.call(prescription.span)
-    given = given_in(tree, call, ("max_norm", "clip_value", "gradient_clip_val"), 1)
+    call = next((n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.span(n) == prescription.span), None)
+    if call is not None and "clip" in tree.source(call.func):
+        given = given_in(tree, call, ("max_norm", "clip_value", "gradient_clip_val"), 1)
+    else:                                                       # a Trainer clips: where it was given the limit
+        given = next((k.value for n in ast.walk(tree.root) if isinstance(n, ast.Call) for k in n.keywords if k.arg in OPTIONS), None)
     if given is None:
         raise TreatmentRefused("the clip's limit does not stand in its call; set it where the clip is configured")
     return [constant(tree, given, number(float(prescription.arguments["max_norm"])), prescription.arguments.get("old"))]

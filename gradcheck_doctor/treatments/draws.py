@@ -11,12 +11,13 @@ from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
 LIBRARY = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+MAKERS = ("randn", "rand", "full", "ones", "zeros", "empty")
 MULTIPLY = ("matmul", "mm", "bmm")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """torch.randn(rows, columns) with the factors around it; `fan` is the axis that is summed over."""
+    """torch.randn(rows, columns), or a tensor of equal elements, with the factors around it; `fan` is the axis that is summed over."""
 
     tree: Tree
     call: ast.Call
@@ -31,7 +32,7 @@ class Draw:
             TreatmentRefused: they are not two expressions in the call.
         """
         first = self.call.args[0] if self.call.args else None
-        sizes = list(first.elts) if len(self.call.args) == 1 and isinstance(first, (ast.Tuple, ast.List)) else self.call.args
+        sizes = list(first.elts) if isinstance(first, (ast.Tuple, ast.List)) else self.call.args
         if len(sizes) != 2 or any(isinstance(a, ast.Starred) for a in sizes):
             raise TreatmentRefused(f"the two sizes can't be read from {self.tree.source(self.call)!r}; scale it by hand, for LeCun by 1 / fan_in**0.5")
         return [self.tree.source(a) if isinstance(a, (ast.Name, ast.Attribute, ast.Constant)) else f"({self.tree.source(a)})" for a in sizes]
@@ -54,9 +55,11 @@ class Draw:
     def _written(self, make: object, simple: bool = False) -> Edit:
         """`make` of the bare draw, as a leaf that requires gradients where the old one was."""
         assert callable(make)
-        text = self.tree.source(self.call)
+        text, owner = self.tree.source(self.call), self.tree.source(self.call.func).rpartition(".")
+        if owner[2] != "randn":                                     # equal or uniform elements: drawn like the others
+            text = f"{owner[0]}{owner[1]}randn({', '.join(self.size)})"
         wanted = next((k for k in self.call.keywords if k.arg == "requires_grad"), None)
-        if wanted is not None:
+        if wanted is not None and owner[2] == "randn":
             kept = [self.tree.source(a) for a in [*self.call.args, *(k for k in self.call.keywords if k is not wanted)]]
             text = f"{self.tree.source(self.call.func)}({', '.join(kept)})"
         new = make(text)
@@ -139,7 +142,7 @@ def _named(tree: Tree, used: ast.expr, name: str, fan: int) -> Iterator[Draw]:
     """The draws that a name gets: assigned to it, or put into the list of that name."""
     home = is_own_layer(tree, used) or next((n for n in tree.up(used) if isinstance(n, ast.ClassDef)), None)
     for call in ast.walk(home if name.startswith("self.") and home is not None else tree.root):
-        if isinstance(call, ast.Call) and tree.source(call.func).rpartition(".")[2] == "randn":
+        if isinstance(call, ast.Call) and tree.source(call.func).rpartition(".")[2] in MAKERS:
             statement = tree.statement(call)
             goals = _targets(tree, statement)
             if name in goals or any(_joins(tree, statement, goal, name) for goal in goals):

@@ -35,6 +35,10 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
     """The optimizer gets the whole model, or a second model as well; one that chose its parameters too early is built later; a layer that replaces
     another after the optimizer was built gets a group of its own."""
     tree, made = optimizer(context, prescription)
+    several = _partial(tree, prescription.modules)
+    if len(several) > 1:
+        return several
+    made = _of_the_model(tree, finding) or made
     moved = _moved(tree, made)
     if moved:
         return moved
@@ -51,6 +55,37 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
     missing = prescription.modules[0] if prescription.modules else "them"
     raise TreatmentRefused(f"{root}.parameters() does not yield {missing}: if it is part of another model, write "
                            f"[*{root}.parameters(), *OTHER.parameters()]; if of this one, keep it as an attribute or in an nn.ModuleList")
+
+
+def _built(tree: Tree) -> list[ast.Call]:
+    """Constructions of optimizers, in the order of the source."""
+    calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and (root := owner(n)) is not None and isinstance(root, (ast.Name, ast.Attribute, ast.Subscript))]
+    return sorted(calls, key=lambda n: n.lineno)
+
+
+def _partial(tree: Tree, modules: tuple[str, ...]) -> list[Edit]:
+    """The optimizers of several models, each of which holds a part of its model only, get all of it: G.head.parameters() becomes G.parameters()."""
+    classes = {re.sub(r"_\d+$", "", m.partition(".")[0]) for m in modules}
+    found = []
+    for made in _built(tree):
+        first, root = _owner(tree, made)
+        named = {name for name, value in _assigned(tree, made) if _class(tree, value) in classes}
+        if root in named and tree.source(first) != f"{root}.parameters()":
+            found.append(tree.replace(first, f"{root}.parameters()"))
+    return found if len(classes) > 1 else []
+
+
+def _of_the_model(tree: Tree, finding: Finding) -> ast.Call | None:
+    """The last optimizer in front of the line MODEL.part = ... that the finding points at, and of that very model."""
+    try:
+        statement = tree.statement(tree.call(finding.location))
+    except TreatmentRefused:
+        return None
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+    if not isinstance(target, ast.Attribute):
+        return None
+    root = tree.source(target).partition(".")[0]
+    return next((made for made in reversed(_built(tree)) if made.lineno < statement.lineno and _owner(tree, made)[1] == root), None)
 
 
 def _second_model(tree: Tree, made: ast.Call, root: str, modules: tuple[str, ...]) -> str | None:

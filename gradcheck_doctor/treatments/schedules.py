@@ -19,9 +19,13 @@ RAMPS = ("LinearLR", "ConstantLR")        # schedulers of torch whose total_iter
 
 
 def step_per_epoch(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """scheduler.step() from the loop over batches to behind it, in the loop over epochs."""
+    """scheduler.step() from the loop over batches to behind it, in the loop over epochs; where Lightning steps it, its interval."""
     tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
+    intervals = [v for n in ast.walk(tree.root) if isinstance(n, ast.Dict) for k, v in zip(n.keys, n.values, strict=True)
+                 if isinstance(k, ast.Constant) and k.value == "interval" and isinstance(v, ast.Constant) and v.value == "step"]
+    if len(intervals) == 1:
+        return [tree.replace(intervals[0], '"epoch"')]
     statement = tree.statement(call)
     text = tree.source(call)
     if not isinstance(call.func, ast.Attribute) or call.func.attr != "step" or not isinstance(statement, ast.Expr) or statement.value is not call:

@@ -151,15 +151,35 @@ def zero_grad(context: Context, finding: Finding, prescription: Prescription) ->
         name = model_name(tree, tree.function(backwards[0]) or tree.root)
         return [tree.before(tree.statement(backwards[0]), [f"{name}.zero_grad()"])]
     tree, step = _step(context, prescription)
+    edits = [_zeroed(tree, step)]
+    if prescription.arguments.get("several"):
+        here, done = tree.function(step) or tree.root, {_receiver(tree, step)}
+        for other in methods(here, "step"):
+            if (receiver := _receiver(tree, other)) not in done and f"{receiver}.zero_grad" not in tree.source(here):
+                done.add(receiver)
+                edits.append(_zeroed(tree, other))
+    return edits
+
+
+def _zeroed(tree: Tree, step: ast.Call) -> Edit:
+    """zero_grad() of a step's optimizer in front of the backward that belongs to it: the last one before the step."""
     receiver = _receiver(tree, step)
     home = _closure(tree, step)
     block = home.body if home is not None else tree.among(tree.statement(step))
     if any(tree.source(n.func) == f"{receiver}.zero_grad" for s in block for n in ast.walk(s) if isinstance(n, ast.Call) and isinstance(s, ast.Expr)):
         raise TreatmentRefused(f"{receiver}.zero_grad() stands beside the step already; call it in front of backward()")
-    for statement in block:
-        if method(statement, "backward", "manual_backward"):
-            return [tree.before(statement, [f"{receiver}.zero_grad()"])]
+    backwards = [s for s in block if method(s, "backward", "manual_backward")]
+    first = next((s for s in reversed(backwards) if home is None and s.lineno <= step.lineno and not _between(tree, block, s, step)), None)
+    if backwards:
+        return tree.before(first or backwards[0], [f"{receiver}.zero_grad()"])
     raise TreatmentRefused(f"no backward() in the block of {receiver}.step(); call {receiver}.zero_grad() before it")
+
+
+def _between(tree: Tree, block: list[ast.stmt], backward: ast.stmt, step: ast.Call) -> bool:
+    """The backward before this one belongs to the same step: no other step stands between them."""
+    before = [s for s in block if s.lineno < backward.lineno]
+    last = next((s for s in reversed(before) if method(s, "backward", "manual_backward") or method(s, "step")), None)
+    return last is not None and method(last, "step") is None
 
 
 def _closure(tree: Tree, step: ast.Call) -> ast.FunctionDef | None:

@@ -318,6 +318,78 @@ def test_a_schedule_is_stepped_behind_the_loop_over_batches(tmp_path):
             edit(tmp_path, other, "step-schedule-per-epoch", where="sched.step()")
 
 
+@pytest.mark.parametrize(("before", "axes", "after"), [
+    ("y = x.reshape(T, -1, C)\n", (1, 0, 2), "y = x.transpose(0, 1)\n"), ("y = torch.reshape(a + b, (2, 3, 4))\n", (2, 0, 1), "y = (a + b).permute(2, 0, 1)\n")])
+def test_axes_are_moved_and_not_cut_anew(tmp_path, before, axes, after):
+    where = before.partition("= ")[2].strip()
+    assert edit(tmp_path, HEAD + before, "permute-axes", where=where, axes=axes) == HEAD + after
+
+
+def test_the_batch_comes_first_in_the_layer_that_is_repeated(tmp_path):
+    text = HEAD + "layer = nn.TransformerEncoderLayer(32, nhead=4)\nnet = nn.TransformerEncoder(layer, 2)\n"
+    after = text.replace("nhead=4)", "nhead=4, batch_first=True)")
+    assert edit(tmp_path, text, "batch-first", where="nn.TransformerEncoder(layer, 2)") == after
+    direct = HEAD + "net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, nhead=4), 2)\n"
+    assert edit(tmp_path, direct, "batch-first", where="nn.TransformerEncoder(nn.TransformerEncoderLayer(32, nhead=4), 2)") == direct.replace(
+        "nhead=4)", "nhead=4, batch_first=True)")
+    with pytest.raises(TreatmentRefused, match="repeated"):
+        edit(tmp_path, HEAD + "net = nn.TransformerEncoder(made(), 2)\n".replace("made()", "*parts"), "batch-first", where="nn.TransformerEncoder(*parts, 2)")
+
+
+def test_a_trainer_gets_another_limit_of_its_clip(tmp_path):
+    text = HEAD + "trainer = Trainer(max_epochs=3, gradient_clip_val=1e-4)\ntrainer.fit(net, loader)\n"
+    for where in ("trainer.fit(net, loader)", "Trainer(max_epochs=3, gradient_clip_val=1e-4)"):
+        assert edit(tmp_path, text, "clip-threshold", where=where, max_norm=0.8, old=1e-4) == text.replace("1e-4", "0.8")
+
+
+def test_lightning_steps_a_schedule_once_an_epoch(tmp_path):
+    made = "ExponentialLR(opt, 0.8)"
+    text = HEAD + f'def configure_optimizers(self):\n    s = {made}\n    return {{"optimizer": opt, "lr_scheduler": {{"scheduler": s, "interval": "step"}}}}\n'
+    assert edit(tmp_path, text, "step-schedule-per-epoch", where=made) == text.replace('"step"', '"epoch"')
+
+
+MANUAL = """\
+def training_step(self, batch):
+    a, b = self.optimizers()
+    self.manual_backward(one(batch))
+    a.step()
+    self.manual_backward(two(batch))
+    b.step()
+"""
+
+
+def test_each_optimizer_clears_its_gradients_in_front_of_its_backward(tmp_path):
+    one = HEAD + MANUAL.replace("    self.manual_backward(one", "    a.zero_grad()\n    self.manual_backward(one")
+    assert edit(tmp_path, HEAD + MANUAL, "zero-grad", where="a.step()") == one
+    both = one.replace("    self.manual_backward(two", "    b.zero_grad()\n    self.manual_backward(two")
+    assert edit(tmp_path, HEAD + MANUAL, "zero-grad", where="a.step()", several=True) == both
+    parts = HEAD + "x.backward()\ny.backward()\nopt.step()\n"
+    assert edit(tmp_path, parts, "zero-grad", where="opt.step()") == parts.replace("x.back", "opt.zero_grad()\nx.back")
+
+
+def test_optimizers_of_two_models_get_all_of_them(tmp_path):
+    text = HEAD + ("G, D = Maker(), Judge()\nopt_g = torch.optim.Adam(G.point.parameters(), lr=1e-3)\n"
+                   "opt_d = torch.optim.Adam(D.score.parameters(), lr=1e-3)\n")
+    after = text.replace("G.point.", "G.").replace("D.score.", "D.")
+    where = "torch.optim.Adam(D.score.parameters(), lr=1e-3)"
+    assert edit(tmp_path, text, "add-parameters", where=where, modules=("Maker.body.0", "Judge.body.0")) == after
+
+
+def test_a_late_head_goes_to_the_optimizer_of_its_own_model(tmp_path):
+    text = HEAD + ("first = Net()\nfit(first, torch.optim.Adam(first.parameters()))\nnet = Net()\nopt = torch.optim.Adam(net.parameters())\n"
+                   "net.fc = nn.Linear(4, 5)\n")
+    assert edit(tmp_path, text, "add-parameters", where="nn.Linear(4, 5)", modules=("Net_1.fc",)) == (
+        text + 'opt.add_param_group({"params": net.fc.parameters()})\n')
+
+
+@pytest.mark.parametrize("made", ["torch.full((a, b), 0.1)", "torch.ones(a, b) * 0.1", "torch.rand(a, b)"])
+def test_equal_elements_of_a_layer_of_ones_own_are_drawn(tmp_path, made):
+    text = HEAD + (f"class Dense(nn.Module):\n    def __init__(self, a, b):\n        super().__init__()\n        self.kernel = nn.Parameter({made})\n\n"
+                   "    def forward(self, x):\n        return x @ self.kernel\n")
+    after = edit(tmp_path, text, "initialise", layers=[("d", "matmul", "x @ self.kernel")], scheme="he normal")
+    assert after == text.replace(made, "torch.randn(a, b) * (2 / a)**0.5")
+
+
 def test_weight_decay_of_parameter_groups(tmp_path):
     text = (HEAD + 'SET = {"decay": 0.3}\ngroups = [{"params": a, "weight_decay": SET["decay"]}, {"params": b, "weight_decay": 0.0}]\n'
             'opt = torch.optim.Adam(groups, lr=1e-3)\n')

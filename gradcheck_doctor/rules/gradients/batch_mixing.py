@@ -71,6 +71,11 @@ class BatchMixing(Rule):
             axes = range(1, len(m.evidence["before"]))
             return tuple(Prescription("softmax-axis", f"Take the {m.op} over axis {axis}", kind="model", span=m.location, modules=(m.module,),
                                       arguments={"old": m.evidence["axis"], "dim": axis}) for axis in axes if m.evidence["before"][axis] > 1)
+        before, after = m.evidence["before"], m.evidence["after"]
+        if len(set(before)) == len(before) and sorted(before) == sorted(after):
+            order = tuple(before.index(length) for length in after)
+            return (Prescription("permute-axes", "Move the axes instead of cutting the numbers anew", kind="model", span=m.location, modules=(m.module,),
+                                 arguments={"axes": order}),)
         return ()
 
 

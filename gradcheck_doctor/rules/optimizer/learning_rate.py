@@ -23,6 +23,7 @@ UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # the
 HEAVY = 0.95           # momentum from which on it can be the fault
 STARVED = 0.03         # mean learning rate over the full one; the lowest of the usual schedules has twice as much
 HALF = 0.5             # of the full rate: a schedule that begins below is not stepped too often, it is too small
+STILL = 1e-4           # update ratio below which weights practically stay where they were
 CERTAIN = 290          # order of a schedule that left no rate: nothing else can be told of such a run
 LONG = 0.25            # share of the run over which a gradient must act for that
 
@@ -151,7 +152,7 @@ class LearningRateTooLow(Rule):
     code = "GD702"
     name = "learning-rate-too-low"
     summary = "steps so small that the weights stay where they were"
-    threshold = Threshold(1e-4, None, "update / weight, rms", "TheDeepChecker: 1e-4", "below")
+    threshold = Threshold(STILL, None, "update / weight, rms", "TheDeepChecker: 1e-4", "below")
     order = 495
     weak = True
     explains = ("GD707", "GD608", "GD104", "GD102", "GD301", "GD208", "GD501", "GD201")
@@ -166,7 +167,7 @@ class LearningRateTooLow(Rule):
         lr, record = chosen
         value = median(ratios)
         evidence = {"update_ratio": value, "lr": lr, "loss_fell": gone, "optimizer": record.name}
-        starved = _starved(recording, record)
+        starved = _starved(recording, record, idle=value <= STILL and gone <= 0.1)
         if starved is not None:
             partial = starved.rises and "stopped" in recording.probe
             squared = starved.squared and not starved.rises
@@ -215,7 +216,10 @@ class LearningRateTooLow(Rule):
                                   arguments={"lr": rate, "old": lr}) for rate, why in cures.items())
 
 
-def _starved(recording: Recording, record: OptimizerRecord) -> Rates | None:
-    """The rates of an optimizer that had next to none for nearly all of the run."""
+def _starved(recording: Recording, record: OptimizerRecord, *, idle: bool) -> Rates | None:
+    """The rates of an optimizer that had next to none for nearly all of the run; for three quarters of one that is `idle`, whose weights stay and loss, too."""
     found = rates(recording, recording.optimizers.index(record))
-    return found if found is not None and found.share < STARVED and found.steps >= 20 else None
+    if found is None or found.steps < 20:
+        return None
+    gone = idle and not found.rises and found.alive <= 0.25 * found.steps
+    return found if found.share < STARVED or gone else None

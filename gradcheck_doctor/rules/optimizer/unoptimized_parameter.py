@@ -6,6 +6,7 @@ from typing import Any
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+from gradcheck_doctor.rules.progress import adversarial
 
 BACKWARDS = 30         # without a step, from which on no accumulation of gradients explains it
 
@@ -52,7 +53,8 @@ class UnoptimizedParameter(Rule):
         built = orphans[0]["built"] if orphans else module.built if module is not None else None
         yield Measurement(value=sum(p.count for p in missing) / max(total, 1), module=missing[0].module,
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
-                          evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans)})
+                          evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans),
+                                    **({"taking_turns": True} if adversarial(recording) else {})})
 
     def _never(self, recording: Recording, row: Mapping[str, Any], names: Sequence[str]) -> Measurement:
         modules = tuple(dict.fromkeys(p.module for n in names if (p := recording.parameter.get(n)) is not None))

@@ -38,7 +38,7 @@ class ClipThreshold(Rule):
             share = sum(e.before > e.value for e in events if e.before is not None and e.value is not None) / len(events)
             limit = events[0].value or 0.0
             starved = norms[len(norms) // 2] >= STARVED * limit and any(o.name == "SGD" for o in recording.optimizers)
-            yield Measurement(value=share, location=events[0].span, cap=mild(recording) if starved else "info",
+            yield Measurement(value=share, location=recording.notes.get("clip_option") or events[0].span, cap=mild(recording) if starved else "info",
                               evidence={"share": share, "p90": norms[int(0.9 * len(norms))], "threshold_used": events[0].value})
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
