@@ -2,6 +2,7 @@
 
     DoctorError                 base: one clear message, exit status 2
      ├─ TargetError             the target cannot be found, imported or built
+     │   └─ NotForAudit         it could, but not as it was named: it trains, or asks for arguments
      ├─ BatchError              no batch could be found, or the forward refuses it
      ├─ ProbeError              the probe ran into something it cannot measure (no gradient, meta device, ...)
      ├─ ConfigError             a broken pyproject table or an unknown option value
@@ -17,6 +18,10 @@ class DoctorError(Exception):
 
 class TargetError(DoctorError):
     """The target cannot be found, imported or built."""
+
+
+class NotForAudit(TargetError):
+    """Nothing is wrong with the target, but it can't be audited as it was named: it trains, or asks for arguments."""
 
 
 class BatchError(DoctorError):

@@ -1,5 +1,7 @@
 """pyproject.toml and baselines: every mistake is one clear message, and what is right has its effect wherever the command runs."""
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +71,12 @@ def test_a_threshold_is_found_by_code_and_by_name():
     for rule in ("GD301", "vanishing-gradient"):
         found = diagnose(recording, config=Config(thresholds={rule: {"warning": 0.9}}))
         assert "GD301" in {f.code for f in found}
+
+
+def test_the_documented_table_is_understood(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+    (tmp_path / "pyproject.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    config = load(start=tmp_path)
+    assert config.thresholds == {"vanishing-gradient": {"warning": 1e-3, "error": 1e-4}, "GD201": {"error": 0.8}}
+    documented = {line.partition(" = ")[0].strip().replace("-", "_") for line in (tmp_path / "pyproject.toml").read_text().splitlines() if " = " in line}
+    assert {f.name for f in fields(Config)} - documented == {"per_file_ignores", "thresholds"}

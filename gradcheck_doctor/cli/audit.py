@@ -21,4 +21,6 @@ def command(targets: tuple[str, ...], probe: Probe, skip_unbuildable: bool, shar
     with loading():
         from gradcheck_doctor.cli.probing import probed
 
-    return deliver(probed(targets, probe, skip_unbuildable, shared.config), shared)
+    broken: list[str] = []
+    status = deliver(probed(targets, probe, skip_unbuildable, shared.config, broken), shared)
+    return status or (2 if broken and not skip_unbuildable else 0)

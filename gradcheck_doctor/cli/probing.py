@@ -13,13 +13,19 @@ from gradcheck_doctor.session import audit_target
 from gradcheck_doctor.targets.resolve import Options, buildable, resolve
 
 
-def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None) -> list[ReportData]:
-    """One report for each model that the targets name; with `skip` what can't be built is passed over, and said."""
+def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None, broken: list[str] | None = None) -> list[ReportData]:
+    """One report for each model that the targets name; with `skip` what can't be built is passed over, and said.
+
+    Args:
+        broken: gets what was passed over in a folder although something is wrong with it.
+    """
     options = Options(batch=probe.batch, loss=probe.loss, optimizer=probe.optimizer, inputs=probe.inputs, device=probe.device, seed=probe.seed)
     build = buildable if skip else resolve
 
-    def say(text: str) -> None:
+    def say(text: str, wrong: bool) -> None:
         click.echo(text, err=True)
+        if wrong and broken is not None:
+            broken.append(text)
 
     with stdout_to_stderr():
         found = [target for spec in targets for target in build(spec, options, say=say)]

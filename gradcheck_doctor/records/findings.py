@@ -1,6 +1,7 @@
 """What was concluded: findings, prescriptions, fixes and the report's content. Standard library only."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this
 NO_STEP = "no optimizer stepped and no weight changed: what only shows in the course of a training was not judged"
 #: That of one whose steps were seen, but nothing of the model.
 NO_FORWARD = "no forward was seen: the training runs in another thread than the one that is watched"
+STALLED = 0.95         # share of the loss that is left at the end of a run that went nowhere
 SOURCE = "source_sha256"                      # in a report's probe: the digest of the file it is about
 SEVERITIES = ("info", "warning", "error")     # in rising order
 
@@ -140,8 +142,24 @@ class ReportData:
         return self.verdict == "healthy" and any(spot.reason in (NOTHING_SEEN, NO_STEP, NO_FORWARD) for spot in self.blind_spots)
 
     @property
+    def stalled(self) -> bool:
+        """Nothing serious was found, yet the loss of the run hardly fell: that is not called healthy."""
+        first, last = self.ends
+        return self.verdict == "healthy" and first > 0 and STALLED * first < last < math.inf
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The loss at the beginning and at the end of the curve; nan where fewer than ten values are known."""
+        from statistics import median
+
+        values = [value for _, value in self.curves.get("loss", ())]
+        return (median(values[:3]), median(values[-max(3, len(values) // 20):])) if len(values) >= 10 else (math.nan, math.nan)
+
+    @property
     def headline(self) -> str:
         """The verdict as people read it."""
+        if self.stalled:
+            return "nothing serious found"
         if not self.nothing_seen:
             return self.verdict
         return "nothing observed" if any(spot.reason == NOTHING_SEEN for spot in self.blind_spots) else "no training observed"

@@ -19,7 +19,7 @@ def concise(reports: Sequence[ReportData], style: Style) -> str:
     """`file:line:col: CODE [severity] message`, then how many."""
     found = [f for r in reports for f in r.findings]
     lines = [f"{_where(f, r)}: {f.code} [{f.severity}] {f.message}{follows(f, r)}" for r in reports for f in r.findings]
-    none = f"{reports[0].headline.capitalize()}." if reports and all(r.nothing_seen for r in reports) else "No findings."
+    none = f"{reports[0].headline.capitalize()}." if reports and all(r.nothing_seen or r.stalled for r in reports) else "No findings."
     return "\n".join([*lines, f"Found {_counted(len(found), 'finding')}." if found else none])
 
 

@@ -34,7 +34,7 @@ class Style:
 def _text(reports: Sequence[ReportData], style: Style) -> str:
     from gradcheck_doctor.report.text import text
 
-    return "\n\n".join(text(r, style) for r in reports)
+    return "\n\n".join(shown for r in reports if (shown := text(r, style)))
 
 
 def _json(reports: Sequence[ReportData], style: Style) -> str:

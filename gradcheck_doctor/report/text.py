@@ -5,7 +5,6 @@ import linecache
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -31,6 +30,8 @@ def paint(text: str, colour: str, style: Style) -> str:
 
 def text(report: ReportData, style: Style) -> str:
     """The whole report; findings only when `style.quiet`."""
+    if style.quiet and not report.findings and not report.suppressed:
+        return ""
     parts = [_headline(report, style)]
     explained = {fp for f in report.findings for fp in f.related}
     by_print = {f.fingerprint: f for f in report.findings}
@@ -49,7 +50,7 @@ def _headline(report: ReportData, style: Style) -> str:
     what = f"{model.get('class') or 'model'}, {model.get('parameters', 0):,} parameters, {model.get('dtype')} on {model.get('device')}"
     root = next((f for f in report.findings if f.severity != "info"), None)
     cause = f": {root.rule}" if root is not None else ""
-    verdict = paint(report.headline + cause, "watch" if report.nothing_seen else report.verdict, style)
+    verdict = paint(report.headline + cause, "watch" if report.nothing_seen or report.stalled else report.verdict, style)
     head = f"{paint(report.target, 'bold', style)}  {verdict}"
     return head if report.nothing_seen and not model.get("class") else f"{head}\n{paint(what, 'dim', style)}"
 
@@ -143,16 +144,8 @@ def _probe(report: ReportData, style: Style) -> str:
 def _summary(report: ReportData, style: Style) -> str:
     counts = [f"{report.count(s)} {s}{'s' if report.count(s) != 1 and s != 'info' else ''}" for s in ("error", "warning", "info") if report.count(s)]
     hidden = f"; {report.suppressed} suppressed" if report.suppressed else ""
-    flat = "" if report.count("error") + report.count("warning") else _flat(report.curves.get("loss", ()))
+    flat = "; no cause was found, yet the loss hardly fell ({:.3g} to {:.3g})".format(*report.ends) if report.stalled else ""
     if not counts:
         return paint("no findings", "dim" if report.nothing_seen or flat else "healthy", style) + hidden + flat
     return ", ".join(counts) + hidden + flat
 
-
-def _flat(curve: Sequence[tuple[float, float]]) -> str:
-    """Words for a loss that went nowhere although nothing serious was found."""
-    values = [value for _, value in curve]
-    if len(values) < 10:
-        return ""
-    first, last = median(values[:3]), median(values[-max(3, len(values) // 20):])
-    return f"; no cause was found, yet the loss hardly fell ({first:.3g} to {last:.3g})" if first > 0 and 0.95 * first < last < math.inf else ""

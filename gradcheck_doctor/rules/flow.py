@@ -82,6 +82,8 @@ def back(recording: Recording, operation: Operation, through: Iterable[str] = TR
         if not makers or current.category != "recurrent" and len(makers) > 1 and makers[0].category == "merge":
             return makers[0] if makers else None
         current = makers[0]
+        if current.category == "input" and len(makers) > 1:          # adjacency @ signal: a constant of the data mixes the samples
+            current = next((m for m in makers if m.category != "input"), current)
         if current.category not in passed:
             return current
 

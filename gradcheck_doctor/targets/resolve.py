@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck_doctor.errors import BatchError, DoctorError, TargetError
+from gradcheck_doctor.errors import BatchError, DoctorError, NotForAudit, TargetError
 from gradcheck_doctor.observe.provenance import ConstructionLog, recording_construction
 from gradcheck_doctor.records.sources import split_target
 from gradcheck_doctor.targets import lightning_steps, losses, specs
@@ -28,7 +28,10 @@ LOSSES = ("criterion", "loss_fn", "loss")
 OPTIMIZERS = ("make_optimizer", "build_optimizer", "get_optimizer", "configure_optimizer")
 
 
-def _silent(text: str) -> None:
+Say = Callable[[str, bool], None]       # what was passed over and why, whether something is wrong with it
+
+
+def _silent(text: str, broken: bool) -> None:
     """Nobody is told."""
 
 
@@ -40,7 +43,7 @@ class Options:
         self.batch, self.loss, self.optimizer, self.inputs, self.device, self.seed = batch, loss, optimizer, inputs, device, seed
 
 
-def resolve(spec: str, options: Options | None = None, *, say: Callable[[str], None] = _silent) -> list[Target]:
+def resolve(spec: str, options: Options | None = None, *, say: Say = _silent) -> list[Target]:
     """All targets that `spec` names, built under the seed with construction recorded; `say` is told which files of a folder were passed over, and why.
 
     Raises:
@@ -66,7 +69,7 @@ def resolve(spec: str, options: Options | None = None, *, say: Callable[[str], N
     return [_target(name, model, module, options, log) for name, model in models]
 
 
-def buildable(spec: str, options: Options | None = None, *, say: Callable[[str], None] = _silent) -> list[Target]:
+def buildable(spec: str, options: Options | None = None, *, say: Say = _silent) -> list[Target]:
     """Targets of a file, none when it defines no model or its models can't be built; `say` is told why.
 
     A file that defines no model is not even imported: hooks pass every changed file.
@@ -77,12 +80,14 @@ def buildable(spec: str, options: Options | None = None, *, say: Callable[[str],
             return []
         return resolve(spec, options, say=say)
     except (TargetError, BatchError) as error:
-        say(_passed_over(spec, error))
+        say(_passed_over(spec, error), not isinstance(error, NotForAudit))
         return []
 
 
 def _passed_over(spec: str, error: Exception) -> str:
-    return f"doctor: passed over {spec}: {(str(error).splitlines() or ['?'])[0]}"
+    first, *more = str(error).splitlines() or ["?"]
+    hint = next((line for line in more if line.startswith(("Try: ", "Use: "))), "")
+    return f"doctor: passed over {spec}: {first.removesuffix(' Classes seen:')}" + (f" {hint}" if hint else "")
 
 
 def _importable(name: str) -> bool:
@@ -94,7 +99,7 @@ def _importable(name: str) -> bool:
         return False
 
 
-def _folder(folder: Path, options: Options, say: Callable[[str], None]) -> list[Target]:
+def _folder(folder: Path, options: Options, say: Say) -> list[Target]:
     """Every file below `folder` that defines models; files that can't be built are named, not fatal, unless all fail."""
     found: list[Target] = []
     problems: list[tuple[Path, DoctorError]] = []
@@ -110,7 +115,7 @@ def _folder(folder: Path, options: Options, say: Callable[[str], None]) -> list[
         listed = "".join(f"\n  {(str(error).splitlines() or ['?'])[0]}" for _, error in problems)
         raise TargetError(f"no model below {folder} could be audited" + (listed or "; no file defines one"))
     for path, error in problems:
-        say(_passed_over(str(path), error))
+        say(_passed_over(str(path), error), not isinstance(error, NotForAudit))
     return found
 
 
@@ -199,7 +204,7 @@ def _found(module: ModuleType, left: str, seed: int) -> Iterator[tuple[str, nn.M
     parts = {id(m) for model in made.values() for m in model.modules() if m is not model}       # a loop's variable, an encoder
     kept = [(n, m) for n, m in kept if any(True for _ in m.parameters()) and id(m) not in parts]
     if not kept:
-        raise TargetError(_none_found(left, classes, problems))
+        raise (TargetError if problems else NotForAudit)(_none_found(left, classes, problems))
     yield from ((left if len(kept) == 1 else name, model) for name, model in kept)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from gradcheck_doctor.errors import TargetError
+from gradcheck_doctor.errors import NotForAudit, TargetError
 
 
 def read(path: Path) -> str:
@@ -98,7 +98,7 @@ def import_file(path: Path) -> ModuleType:
     tree = parse(path)
     line = training_line(tree)
     if line is not None:
-        raise TargetError(f"{path} trains when it is imported (line {line}), so it is not imported.\nUse: doctor run {path}")
+        raise NotForAudit(f"{path} trains when it is imported (line {line}), so it is not imported.\nUse: doctor run {path}")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -111,7 +111,7 @@ def import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SystemExit as error:
-        raise TargetError(f"{path} ends the program when it is imported (sys.exit({error.code})); use: doctor run {path}") from error
+        raise NotForAudit(f"{path} ends the program when it is imported (sys.exit({error.code})); use: doctor run {path}") from error
     except Exception as error:
         raise TargetError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

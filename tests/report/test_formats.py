@@ -180,3 +180,19 @@ def test_information_that_a_cause_explains_stands_under_it():
 def test_a_loss_that_went_nowhere_is_said_where_nothing_was_found(end, said):
     flat = replace(report(), findings=(), curves={"loss": tuple((float(n), 2.3 + (end - 2.3) * n / 39) for n in range(40))})
     assert ("yet the loss hardly fell (2.3 to 2.29)" in render(flat, "text")) is said
+
+
+def test_a_run_that_went_nowhere_is_not_called_healthy():
+    data = replace(report(), kind="run", findings=(), curves={"loss": tuple((float(i), 2.3 - 0.0005 * i) for i in range(40))})
+    for name in ("text", "markdown", "html"):
+        shown = render(data, name).partition("</style>")[2 if name == "html" else 0]
+        assert "nothing serious found" in shown
+        assert "healthy" not in shown
+    fallen = replace(data, curves={"loss": tuple((float(i), 2.3 / (i + 1)) for i in range(40))})
+    assert "healthy" in render(fallen, "text")
+
+
+def test_quiet_says_nothing_of_a_healthy_model():
+    healthy = replace(report(), findings=())
+    assert render([healthy, healthy], "text", Style({}, quiet=True)) == ""
+    assert render([healthy, report()], "text", Style({}, quiet=True)).startswith("m.py  sick")

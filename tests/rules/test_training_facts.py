@@ -198,3 +198,24 @@ fit(second, torch.optim.SGD(second.parameters(), 1e-3), 12)
     recording = run_script(str(script), None, [], every="auto").recording
     trained = {p.name for p in recording.parameters if p.trained}
     assert trained == {"Sequential_1.0.0.weight", "Sequential_1.0.2.weight"}
+
+
+def test_a_signal_that_an_adjacency_matrix_mixes_is_one_run():
+    """adjacency @ (h @ W): the constant of the data stands in front of the signal."""
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.weights = nn.ParameterList(nn.Parameter(torch.randn(16, 16) * (2 / 16) ** 0.5) for _ in range(8))
+
+        def forward(self, x, mixing):
+            for weight in self.weights[:-1]:
+                x = torch.relu(mixing @ (x @ weight))
+            return mixing @ (x @ self.weights[-1])
+
+    neighbours = (torch.rand(60, 60, generator=torch.Generator().manual_seed(1)) < 0.2).float() + torch.eye(60)
+    x = torch.randn(60, 16, generator=torch.Generator().manual_seed(2))
+    for mixing, sick in ((neighbours, True), (neighbours / neighbours.sum(1, keepdim=True).sqrt() / neighbours.sum(0).sqrt(), False)):
+        found = doctor.audit(Graph(), (x, mixing))
+        assert found.has("signal-explosion") == sick
+        assert found.has("exploding-gradient") == sick
