@@ -14,9 +14,10 @@ from gradcheck_doctor.observe.provenance import ConstructionLog, Initialisation
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.theory.fans import fans
-from gradcheck_doctor.theory.schemes import Sample, recognise
+from gradcheck_doctor.theory.schemes import Sample, SchemeMatch, recognise
 
 SAMPLE = 4096
+FAMILIES = {"xavier_uniform_": "glorot uniform", "xavier_normal_": "glorot normal", "kaiming_uniform_": "he uniform", "kaiming_normal_": "he normal"}
 QUANTILES = 33
 _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
 
@@ -45,10 +46,16 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     loaded = trained or (match.never_trained is False and not explicit)
     return ParameterRecord(
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
-        absmax=sample.absmax, scheme="trained or loaded" if trained else match.name, gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
+        absmax=sample.absmax, scheme="trained or loaded" if trained else _told(match, explicit), gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=units_equal(value) if by_hand else rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
         gate_bias=None if sharded else _gate_bias(kind, role, value))
+
+
+def _told(match: SchemeMatch, explicit: Sequence[Initialisation]) -> str:
+    """The scheme's name; of several that fit the values the one whose function was called."""
+    family = FAMILIES.get(explicit[-1].function, "") if explicit else ""
+    return next((name for name in (match.name, *match.aliases) if family and name.startswith(family)), match.name)
 
 
 def recognised_again(record: ParameterRecord, values: Sequence[float]) -> ParameterRecord:

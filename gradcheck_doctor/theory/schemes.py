@@ -9,6 +9,7 @@ from statistics import NormalDist
 from gradcheck_doctor.theory.initialisation import TRUNCATED_STD, glorot_std, he_std, lecun_std, torch_default_std
 
 SMALL = 24             # elements below which nothing can be told
+FEW = 400              # elements below which a known scheme of another shape that fits is likelier than an unknown one
 KS_CRITICAL = 1.95     # Kolmogorov-Smirnov: D sqrt(n) above this has p < 0.001
 TORCH_DEFAULT = "torch default (kaiming_uniform a=sqrt(5))"
 LOADED = "trained or loaded"
@@ -54,13 +55,14 @@ def recognise(sample: Sample, fan_in: int | None, fan_out: int | None, *, role: 
         return SchemeMatch("too small to tell", gain, None)
     if sample.orthogonal:
         return SchemeMatch("orthogonal", gain, True)
-    shape = _shape(sample)
-    if shape is None:
+    shapes = _shapes(sample)
+    if not shapes:
         return SchemeMatch(LOADED, gain, None if sample.count < 200 else False)
-    names = [name for kind, name, std in _candidates(fan_in, fan_out, role) if kind in (shape, "any") and _same_spread(sample, std)]
-    if names:
-        return SchemeMatch(names[0], gain, True, tuple(names[1:]))
-    return SchemeMatch(_fixed(shape, sample), gain, True)
+    for shape in shapes if sample.count < FEW else shapes[:1]:
+        names = [name for kind, name, std in _candidates(fan_in, fan_out, role) if kind == shape and _same_spread(sample, std)]
+        if names:
+            return SchemeMatch(names[0], gain, True, tuple(names[1:]))
+    return SchemeMatch(_fixed(shapes[0], sample), gain, True)
 
 
 def _fixed(shape: str, sample: Sample) -> str:
@@ -78,6 +80,8 @@ def _candidates(fan_in: int | None, fan_out: int | None, role: str) -> Iterator[
     """(shape, name, standard deviation) of the known schemes, the likeliest first."""
     if not fan_in or not fan_out:
         return
+    if fan_in == 1:                                     # an embedding: what it is made with, and not LeCun's
+        yield "normal", "normal std=1", 1.0
     if "bias" in role or "_hh" in role or "_ih" in role:
         for fan in dict.fromkeys((fan_in, fan_out)):
             yield "uniform", "torch default (uniform 1/sqrt(fan))", torch_default_std(fan)
@@ -102,8 +106,8 @@ def _same_spread(sample: Sample, std: float) -> bool:
     return abs(sample.mean) <= 4.0 * sample.std / math.sqrt(n) + 1e-12 and abs(sample.std / std - 1.0) <= error + 1e-3
 
 
-def _shape(sample: Sample) -> str | None:
-    """The distribution whose quantiles fit best, None when none fits at p = 0.001."""
+def _shapes(sample: Sample) -> list[str]:
+    """The distributions whose quantiles fit at p = 0.001, the best first."""
     normal = NormalDist()
     half = sample.std * math.sqrt(3.0)
     mean, std = sample.mean, sample.std
@@ -121,7 +125,7 @@ def _shape(sample: Sample) -> str | None:
     fitting = {k: d for k, d in distances.items() if d <= KS_CRITICAL / math.sqrt(min(sample.count, 4096)) + 0.5 / len(sample.quantiles) / 2}
     if "truncated" in fitting and "normal" in fitting:
         fitting.pop("truncated" if sample.kurtosis > 2.7 or sample.absmax > 2.3 * cut_std else "normal")
-    return min(fitting, key=lambda k: fitting[k]) if fitting else None
+    return sorted(fitting, key=lambda k: fitting[k])
 
 
 def _distance(sample: Sample, cdf: Callable[[float], float]) -> float:

@@ -89,3 +89,11 @@ def test_what_is_drawn_by_nn_init_is_named_by_it(tmp_path):
     records, lines = seen(tmp_path, HEAD.format("nn.init.normal_(m.weight, std=0.02)"))
     assert lines[records["head.weight"].origin.line - 1].strip() == "nn.init.normal_(m.weight, std=0.02)"
     assert records["head.weight"].made is None
+
+
+def test_of_several_schemes_that_fit_the_one_that_was_called_is_named(tmp_path):
+    """Of a small weight He and Glorot uniform can't be told apart by its values."""
+    text = HEAD.replace("nn.Linear(32, 4)", "nn.Linear(32, 5)")
+    for call, name in (("nn.init.xavier_uniform_(m.weight)", "glorot uniform"), ("nn.init.kaiming_uniform_(m.weight)", "he uniform")):
+        records, _ = seen(tmp_path, text.format(call))
+        assert records["head.weight"].scheme.startswith(name)

@@ -39,3 +39,17 @@ def test_heavy_tailed_weights_are_trained_or_loaded():
 def test_fans_agree_with_the_variance_of_a_unit_sum(layer, expected):
     record = parameter_record("weight", "", layer.weight, layer)
     assert (record.fan_in, record.fan_out) == expected
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(64, 1), nn.Linear(40, 5)], ids=str)
+def test_the_default_of_a_small_layer_is_not_taken_for_another_shape(layer):
+    for seed in range(40):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        assert parameter_record("weight", "", layer.weight, layer).scheme == "torch default (kaiming_uniform a=sqrt(5))"
+
+
+def test_an_embedding_starts_with_standard_deviation_1():
+    torch.manual_seed(0)
+    table = nn.Embedding(50, 32)
+    assert parameter_record("weight", "", table.weight, table).scheme == "normal std=1"

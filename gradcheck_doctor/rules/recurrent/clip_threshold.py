@@ -39,9 +39,11 @@ class ClipThreshold(Rule):
             limit = events[0].value or 0.0
             starved = norms[len(norms) // 2] >= STARVED * limit and any(o.name == "SGD" for o in recording.optimizers)
             yield Measurement(value=share, location=recording.notes.get("clip_option") or events[0].span, cap=mild(recording) if starved else "info",
-                              evidence={"share": share, "p90": norms[int(0.9 * len(norms))], "threshold_used": events[0].value})
+                              evidence={"share": share, "p90": norms[int(0.9 * len(norms))], "threshold_used": events[0].value, "starved": starved})
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if not m.evidence["starved"]:
+            return ()                                           # info: raising the limit may let through what it holds back
         norm = float(f"{m.evidence['p90']:.2g}")
         return (Prescription("clip-threshold", f"Clip at {norm:g}, the 90th percentile of the norms seen", kind="clip", span=m.location,
                              arguments={"max_norm": norm, "old": m.evidence["threshold_used"]}),)
