@@ -27,6 +27,9 @@ def infer(model: nn.Module, seed: int = 0) -> Any:
     Raises:
         BatchError: none was found; the message names what was tried and the exact option to give.
     """
+    if getattr(type(model).forward, "__qualname__", "") in ("_forward_unimplemented", "LightningModule.forward"):
+        takes = "; its training_step takes a batch: give the like of it" if hasattr(model, "training_step") else ""
+        raise BatchError(f"{type(model).__name__} has no forward that inputs could be tried on{takes}\nTry: --batch EXPR, for example --batch 'next(iter(loader))'")
     given = _hugging_face(model, seed)
     if given is not None:
         return given

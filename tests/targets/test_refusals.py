@@ -36,6 +36,19 @@ def test_what_the_file_raises_is_no_internal_error(name, tmp_path):
             target.compute_loss(target.model)
 
 
+def test_a_module_without_a_forward_is_asked_for_its_batch():
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def training_step(self, batch, index):
+            return self.layer(batch).sum()
+
+    with pytest.raises(BatchError, match="training_step takes a batch.*\nTry: --batch"):
+        infer(Step())
+
+
 def test_a_colon_in_a_path_is_part_of_it(tmp_path):
     folder = tmp_path / "run 12:30"
     folder.mkdir()
