@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,8 @@ from gradcheck_doctor.observe.source import Source, class_file, source
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.records.sites import Span
 
-FILLS = frozenset({"normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "div_", "trunc_normal_", "exponential_", "log_normal_"})
+DRAWS = frozenset({"normal_", "uniform_", "fill_", "zero_", "exponential_", "log_normal_"})
+FILLS = DRAWS | {"copy_", "mul_", "div_"}       # of a named parameter only: p.data.copy_(...) in a loop is as often a moving average
 DEFAULT = "torch default"
 CLOSE = 0.15           # of a spread: drawn values against what the call asks for
 
@@ -53,7 +55,7 @@ def located(records: Sequence[ParameterRecord], modules: Mapping[str, nn.Module]
 def _made(record: ParameterRecord, owner: nn.Module | None, fills: Sequence[Fill]) -> Span | None:
     filled = [f for f in fills if f.can_be(record)] if not record.scheme.startswith(DEFAULT) and record.count else []
     named = {f.span for f in filled if record.role in f.names}
-    anyhow = {f.span for f in filled if f.names[-1:] == ("data",) and len(f.names) == 2}
+    anyhow = {f.span for f in filled if f.names[-1:] == ("data",) and len(f.names) == 2 and f.method in DRAWS}
     chosen = named or anyhow
     if len(chosen) == 1:
         return chosen.pop()
@@ -64,18 +66,28 @@ def _assigned(owner: nn.Module, role: str) -> Span | None:
     """`nn.Parameter(...)` of `self.ROLE = nn.Parameter(...)` in the user's class."""
     file = class_file(owner)
     of = source(file) if file is not None else None
-    if of is None:
-        return None
+    return _assignments(of).get((type(owner).__name__, role)) if of is not None else None
+
+
+@functools.lru_cache(maxsize=64)
+def _assignments(of: Source) -> dict[tuple[str, str], Span]:
+    """(class, attribute) -> what the class first assigns to it."""
+    found: dict[tuple[str, str], Span] = {}
     for node in of.nodes:
-        if isinstance(node, ast.ClassDef) and node.name == type(owner).__name__:
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == role for t in inner.targets):
-                    return of.place(inner.value)
-    return None
+        for inner in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
+            for target in inner.targets if isinstance(inner, ast.Assign) else ():
+                if isinstance(target, ast.Attribute) and isinstance(inner, ast.Assign):
+                    found.setdefault((node.name, target.attr), of.place(inner.value))  # type: ignore[attr-defined]
+    return found
 
 
-def _fills(of: Source) -> Iterator[Fill]:
+@functools.lru_cache(maxsize=64)
+def _fills(of: Source) -> tuple[Fill, ...]:
     """Statements `x.weight.data.normal_(...)` and `x.weight.data = ...`."""
+    return tuple(_found(of))
+
+
+def _found(of: Source) -> Iterator[Fill]:
     for node in of.nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute) and node.value.func.attr in FILLS:
             names = _chain(node.value.func.value)
