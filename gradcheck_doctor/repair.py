@@ -82,18 +82,45 @@ def _repaired(report: ReportData, trial: Trial, wanted: Callable[[Finding], bool
     """Rounds of cures in one file."""
     text = read_tree(trial.file).text
     result = Repair(trial.file, text, text)
-    current, verify = judge(report), trial.verify
-    for _ in range(ROUNDS if verify else 1):
+    if not trial.verify:
+        return _unproven(result, report, trial)
+    current = judge(report)
+    for _ in range(ROUNDS):
         step = _round(result, current, trial)
         if step is None:
             break
         finding, fix, new, after = step
         result.after = new
         result.kept.append((finding, fix))
-        result.end = after.report if after is not None else None
-        if after is None or after.serious == 0:
+        result.end = after.report
+        if after.serious == 0:
             break
         current = replace(after, report=_restricted(after.report, wanted))
+    return result
+
+
+def _unproven(result: Repair, report: ReportData, trial: Trial) -> Repair:
+    """Nothing is measured: of each cause the first cure that can be written, all of them together."""
+    report = _moved(report, trial.file, trial)
+    explained = {fingerprint for f in report.findings for fingerprint in f.related}
+    cured: set[str] = set()
+    edits: list[Edit] = []
+    for finding, fix in planned(report, trial.file, unsafe=trial.unsafe):
+        if finding.fingerprint in cured | explained:
+            continue
+        if not fix.edits or any(not _same(e.span.file, trial.file) for e in fix.edits):
+            _text(result, finding, fix, trial.file)                 # says why not
+            continue
+        wanted = [*edits, *(e for e in (_at(e, trial.file) for e in fix.edits) if e not in edits)]
+        try:
+            text = applied(result.before, wanted)
+        except TreatmentRefused as error:
+            result.refused.append((finding, replace(fix, refusal=str(error), edits=())))
+            continue
+        cured.add(finding.fingerprint)
+        if text != result.after:
+            result.after, edits = text, wanted
+            result.kept.append((finding, fix))
     return result
 
 
@@ -102,7 +129,7 @@ def _restricted(report: ReportData, wanted: Callable[[Finding], bool]) -> Report
     return replace(report, findings=tuple(f if wanted(f) else replace(f, fixes=()) for f in report.findings))
 
 
-def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fix, str, Judgement | None] | None:
+def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fix, str, Judgement] | None:
     """The best proven candidate of one round, None when none helps."""
     best: tuple[Finding, Fix, str, Judgement] | None = None
     others: list[Judgement | None] = []
@@ -115,8 +142,6 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
             if text is None or text == result.after or text in seen or len(seen) >= TRIALS or trial.late:
                 continue
             seen.add(text)
-            if not trial.verify:
-                return finding, fix, text, None
             after = trial.measured(text)
             proof = verdict(finding, fix.prescription.treatment, before, after, run=trial.run)
             fix = replace(fix, verified=proof)

@@ -106,6 +106,22 @@ def test_a_script_that_changed_since_its_run_is_said_to_have_changed(record, tmp
         assert doctor("fix", "--from", record, "--no-verify", *options, cwd=tmp_path).returncode == 2           # nothing can be said of this text
 
 
+def test_without_proof_every_cause_is_cured_at_once(tmp_path):
+    """A second call has nothing to do."""
+    path = tmp_path / "net.py"
+    path.write_text(SICK + """
+
+model = nn.Sequential(Net(), nn.Softmax(1))
+example_inputs = torch.randn(64, 32), torch.randint(4, (64,))
+loss_fn = nn.CrossEntropyLoss()
+""")
+    done = doctor("fix", "net.py:model", "--no-verify", "--unsafe-fixes", cwd=tmp_path)
+    assert "fixed GD601" in done.stdout and "fixed GD102" in done.stdout, done.stdout + done.stderr
+    cured = path.read_text()
+    again = doctor("fix", "net.py:model", "--no-verify", "--unsafe-fixes", cwd=tmp_path)
+    assert path.read_text() == cured, again.stdout
+
+
 def test_why_a_script_failed_is_said(tmp_path):
     (tmp_path / "train.py").write_text(HEAD + LEFT)
     done = doctor("fix", "--run", "--no-verify", "train.py", cwd=tmp_path)
