@@ -158,10 +158,8 @@ class ReportData:
     @property
     def headline(self) -> str:
         """The verdict as people read it."""
-        if self.stalled:
-            return "nothing serious found"
         if not self.nothing_seen:
-            return self.verdict
+            return "nothing serious found" if self.stalled else self.verdict
         return "nothing observed" if any(spot.reason == NOTHING_SEEN for spot in self.blind_spots) else "no training observed"
 
     @property
