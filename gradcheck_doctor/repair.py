@@ -221,7 +221,10 @@ class Trial:
         report = measure(text, self.file, run=self.run, expression=self.expression, arguments=self.arguments, options=self.options,
                          script=self.script)
         self.longest = max(self.longest, time.monotonic() - begin)
-        return judge(report) if report is not None else None
+        if report is None:
+            return None
+        report = _moved(report, self.file, self)
+        return judge(report if self.script else replace(report, target=self.file))      # about the file, not about the copy that ran
 
 
 class _edited:
@@ -259,7 +262,9 @@ def _moved(report: ReportData, file: str, trial: Trial | None = None) -> ReportD
     def fix(old: Fix) -> Fix:
         return replace(old, prescription=replace(old.prescription, span=move(old.prescription.span)))
 
-    findings = tuple(replace(f, location=move(f.location), fixes=tuple(fix(x) for x in f.fixes)) for f in report.findings)
+    moved = [replace(f, location=move(f.location), fixes=tuple(fix(x) for x in f.fixes), known_as="") for f in report.findings]
+    now = {old.fingerprint: new.fingerprint for old, new in zip(report.findings, moved, strict=True)}
+    findings = tuple(replace(f, related=tuple(now.get(fingerprint, fingerprint) for fingerprint in f.related)) for f in moved)
     layers = tuple(replace(row, location=move(row.location), weight=_weight(row.weight, mine, file)) for row in report.layers)
     return replace(report, findings=findings, layers=layers)
 

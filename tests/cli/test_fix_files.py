@@ -207,6 +207,30 @@ def test_what_is_ignored_or_known_is_not_touched(tmp_path, monkeypatch):
     assert fix("net.py", "--select", "init-activation-mismatch")[0] == 0 and path.read_text() == CURED
 
 
+def test_a_baseline_holds_for_a_script_that_is_run_as_a_copy(tmp_path):
+    """The copy has a name of its own; what is found in it is found in the file."""
+    path = tmp_path / "train.py"
+    path.write_text(SICK + """
+
+torch.manual_seed(0)
+model = Net()
+opt = torch.optim.SGD(model.parameters(), lr=0.01)
+for step in range(30):
+    opt.zero_grad()
+    nn.functional.cross_entropy(model(torch.randn(64, 32)), torch.randint(4, (64,))).backward()
+    opt.step()
+""")
+    before = path.read_text()
+    run = subprocess.run([sys.executable, "-m", "gradcheck_doctor", "run", "--fail-on", "never", "--write-baseline", "known.json", "train.py"], cwd=tmp_path,
+                         capture_output=True, text=True, timeout=300)
+    assert "GD102" in run.stdout, run.stderr
+    for options, code in ((("--baseline", "known.json"), 0), ((), 1)):
+        done = subprocess.run([sys.executable, "-m", "gradcheck_doctor", "fix", "--run", "--check", "--no-verify", *options, "train.py"], cwd=tmp_path,
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stdout + done.stderr
+    assert path.read_text() == before
+
+
 def test_all_models_of_a_file_are_fixed_in_one_write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.py"
