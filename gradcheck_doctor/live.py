@@ -43,11 +43,12 @@ def treat(model: nn.Module, report: Any = None, optimizer: Any = None, *, unsafe
     Raises:
         ConfigError: `only` names no treatment, retrain=True without `only`, or neither report nor batch is given.
     """
+    from gradcheck_doctor.session import selectors
     from gradcheck_doctor.treatments.live import Treatments
 
     if report is not None and not isinstance(getattr(report, "data", report), ReportData):
         raise ConfigError(f"the second argument of treat is a report (doctor.audit(model, batch, loss=...)), not {type(report).__name__}")
-    names = (only,) if isinstance(only, str) else tuple(only)
+    names = selectors(only)
     if retrain is True and not names:
         raise ConfigError("retrain=True draws trained weights anew: say which treatment, only=('initialise',), or which modules, retrain=('head',)")
     if report is None and batch is None:
@@ -205,7 +206,7 @@ def _candidates(report: Any, patient: Patient, names: tuple[str, ...]) -> Iterat
 
     data: ReportData = getattr(report, "data", report)
     standing = {name: by_name(patient, name) for name in names}
-    explained = {fingerprint for f in data.findings for fingerprint in f.related}
+    explained = data.explained
     prescribed: set[str] = set()
     for finding in data.findings:
         if finding.severity == "info" and not names or finding.fingerprint in explained and not names:

@@ -102,11 +102,10 @@ def _repaired(report: ReportData, trial: Trial, wanted: Callable[[Finding], bool
 def _unproven(result: Repair, report: ReportData, trial: Trial) -> Repair:
     """Nothing is measured: of each cause the first cure that can be written, all of them together."""
     report = _moved(report, trial.file, trial)
-    explained = {fingerprint for f in report.findings for fingerprint in f.related}
-    cured: set[str] = set()
+    done = set(report.explained)
     edits: list[Edit] = []
     for finding, fix in planned(report, trial.file, unsafe=trial.unsafe):
-        if finding.fingerprint in cured | explained:
+        if finding.fingerprint in done:
             continue
         if not fix.edits or any(not _same(e.span.file, trial.file) for e in fix.edits):
             _text(result, finding, fix, trial.file)                 # says why not
@@ -117,7 +116,7 @@ def _unproven(result: Repair, report: ReportData, trial: Trial) -> Repair:
         except TreatmentRefused as error:
             result.refused.append((finding, replace(fix, refusal=str(error), edits=())))
             continue
-        cured.add(finding.fingerprint)
+        done.add(finding.fingerprint)
         if text != result.after:
             result.after, edits = text, wanted
             result.kept.append((finding, fix))

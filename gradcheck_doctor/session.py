@@ -154,7 +154,7 @@ def audit(model: nn.Module, batch: Any, loss: Callable[..., Tensor] | None = Non
 
 
 def selectors(given: Any) -> tuple[str, ...]:
-    """Codes, prefixes or names; a single one may stand alone."""
+    """Codes, prefixes or names of rules or treatments; a single one may stand alone."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 

@@ -92,23 +92,18 @@ def _say(repairs: Sequence[Repair], left: Sequence[Repair], outdated: Set[str], 
         for finding, fix in result.kept:
             proof = f" ({fix.verified.status})" if verify else " (not verified)"
             click.echo(f"{where}{'would fix' if dry else 'fixed'} {finding.code} {finding.rule}: {fix.prescription.title}{proof}", err=quiet_stdout)
-        causes = {f.code for f in _causes(result.end)} if result.kept else set()
+        causes = [f for f in result.end.causes if f.severity != "info"] if result.end is not None else []
+        codes = {f.code for f in causes}
         for finding, fix in result.refused:
-            if shared.verbose or not result.kept and result.file not in outdated or finding.code in causes:
+            if shared.verbose or not result.kept and result.file not in outdated or finding.code in codes:
                 reason = fix.refusal or fix.verified.reason or fix.verified.status
                 click.echo(f"{where}not kept: {finding.code} {fix.prescription.title}: {reason}", err=True)
-        for finding in _causes(result.end) if result.kept else ():
+        for finding in causes:
             click.echo(f"{where}left: {finding.code} {finding.rule} ({finding.severity})", err=True)
     for result in left:
         click.echo(f"{result.file}: another fix touches the same lines; run doctor fix once more", err=True)
     if not any(result.kept for result in repairs):
         click.echo("no fix was kept; nothing was changed" if repairs else "nothing to fix", err=True)
-
-
-def _causes(report: ReportData | None) -> list[Finding]:
-    """The serious findings that no other one explains."""
-    explained = {fingerprint for f in report.findings for fingerprint in f.related} if report is not None else set()
-    return [f for f in report.findings if f.severity != "info" and f.fingerprint not in explained] if report is not None else []
 
 
 def _outdated(report: ReportData) -> bool:

@@ -224,7 +224,7 @@ class DoctorCallback(*_bases()):  # type: ignore[misc]
     def _news(self, report: Any) -> tuple[str, bool]:
         """(text of the findings not said yet, whether one of them is an error)."""
         serious = [f for f in report.findings if f.severity != "info"]
-        explained = {fingerprint for f in report.findings for fingerprint in f.related}
+        explained = report.data.explained
         new = [f for f in serious if f.fingerprint not in self._known and f.fingerprint not in explained]
         self._known |= {f.fingerprint for f in serious}
         lines = [f"{' '.join(x for x in (f.code, f.rule, f.severity, f.module) if x)}: {f.message}" + "".join(f"; try: {x.prescription.title}" for x in f.fixes[:1])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from gradcheck_doctor.observe.graph import Graph, Node, gather
+from gradcheck_doctor.observe.names import LEAVES
 from gradcheck_doctor.observe.source import without_gradients
 from gradcheck_doctor.records.sites import Span
 
@@ -52,7 +53,7 @@ class Hidden:
         span = place() if makers else None
         cuts = self._behind(inputs) | {Cut(op, span, maker) for maker in makers}
         self._hide(outputs, cuts)
-        if op in ("numpy", "tolist") and cuts and inputs[0].dim():
+        if op in LEAVES and cuts and inputs[0].dim():
             self._outside.append((len(inputs[0]), cuts))
 
     def returned(self, value: Any) -> None:

@@ -55,8 +55,8 @@ _IGNORED = frozenset({
     "dtype", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
     "randn_like", "randint_like", "broadcast_tensors", "result_type", "bool", "long", "int",
 })
-LEAVES = frozenset({"numpy", "tolist", "__array__"})                        # a tensor's values go where torch does not see them
-RETURNS = frozenset({"tensor", "from_numpy", "as_tensor", "asarray"})       # and come back
+LEAVES = {"numpy": "numpy", "__array__": "numpy", "tolist": "tolist"}       # a tensor's values go where torch does not see them
+RETURNS = frozenset({"tensor", "as_tensor", "asarray"})                     # and come back
 _DISCRETE = frozenset({"argmax", "argmin", "long", "int", "bool", "eq", "ne", "lt", "le", "gt", "ge"})
 
 
@@ -84,7 +84,7 @@ def hiding_name(func: Callable[..., Any]) -> str:
     """Name of a call that makes no operation but a value without gradient: .data, whole numbers, truth values, numpy; empty for any other."""
     name = getattr(func, "__name__", "")
     if name in LEAVES:
-        return "tolist" if name == "tolist" else "numpy"
+        return LEAVES[name]
     if name == "__get__":
         return "data" if getattr(getattr(func, "__self__", None), "__name__", "") == "data" else ""
     return name.strip("_") if name.strip("_") in _DISCRETE else ""

@@ -133,6 +133,17 @@ class ReportData:
         return sum(f.severity == severity for f in self.findings)
 
     @property
+    def explained(self) -> frozenset[str]:
+        """Fingerprints of the findings that another one explains."""
+        return frozenset(fingerprint for f in self.findings for fingerprint in f.related)
+
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """The findings that no other one explains."""
+        explained = self.explained
+        return tuple(f for f in self.findings if f.fingerprint not in explained)
+
+    @property
     def verdict(self) -> str:
         return "sick" if self.count("error") else "watch" if self.count("warning") else "healthy"
 

@@ -40,11 +40,10 @@ def fragment(report: ReportData) -> str:
 
 
 def _view(report: ReportData) -> dict[str, Any]:
-    explained = {fp for f in report.findings for fp in f.related}
     by_print = {f.fingerprint: f for f in report.findings}
     findings = [{"f": f, "place": f"{relative(f.location.file)}:{f.location.line}:{f.location.column}" if f.location else "",
                  "source": _source(f), "explains": [by_print[x] for x in f.related if x in by_print]}
-                for f in report.findings if f.fingerprint not in explained]
+                for f in report.causes]
     serious = {f.code for f in report.findings if f.severity != "info"}
     return {"data": report, "findings": findings, "probe": chosen(report), "bars": _bars(report, serious), "rows": rows_of(report.layers),
             "charts": [chart for name, title in CURVES.items() if (chart := chart_of(title, report.curves.get(name, ())))],

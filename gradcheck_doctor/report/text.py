@@ -33,9 +33,8 @@ def text(report: ReportData, style: Style) -> str:
     if style.quiet and not report.findings and not report.suppressed:
         return ""
     parts = [_headline(report, style)]
-    explained = {fp for f in report.findings for fp in f.related}
     by_print = {f.fingerprint: f for f in report.findings}
-    shown = [f for f in report.findings if f.fingerprint not in explained]
+    shown = report.causes
     parts += [_finding(f, [by_print[fp] for fp in f.related if fp in by_print], style) for f in shown]
     if not style.quiet:
         if report.layers and report.findings or style.verbose:
@@ -148,4 +147,3 @@ def _summary(report: ReportData, style: Style) -> str:
     if not counts:
         return paint("no findings", "dim" if report.nothing_seen or flat else "healthy", style) + hidden + flat
     return ", ".join(counts) + hidden + flat
-

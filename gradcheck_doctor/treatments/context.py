@@ -12,6 +12,7 @@ from gradcheck_doctor.treatments.numbers import constant as constant  # where pa
 from gradcheck_doctor.treatments.tree import Tree, read
 
 Planner = Callable[["Context", Finding, Prescription], list[Edit]]
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Adadelta", "LBFGS")
 
 
 @dataclass
@@ -42,14 +43,18 @@ class Context:
         spans = [row.location for row in self.rows(modules) if row.location is not None and (not ops or row.op in ops)]
         return list(dict.fromkeys(spans))
 
+    def optimizer_calls(self, tree: Tree) -> list[ast.Call]:
+        """The constructions of torch optimizers in a file, in the order of the source."""
+        calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] in OPTIMIZERS]
+        return sorted(calls, key=lambda n: n.lineno)
+
     def optimizer_call(self, tree: Tree) -> ast.Call:
         """The (last) construction of a torch optimizer in a file.
 
         Raises:
             TreatmentRefused: there is none.
         """
-        names = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Adadelta", "LBFGS")
-        calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] in names]
+        calls = self.optimizer_calls(tree)
         if not calls:
             raise TreatmentRefused("no optimizer is constructed in this file")
         return max(calls, key=lambda n: n.lineno)

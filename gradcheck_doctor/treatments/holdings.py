@@ -35,10 +35,11 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
     """The optimizer gets the whole model, or a second model as well; one that chose its parameters too early is built later; a layer that replaces
     another after the optimizer was built gets a group of its own."""
     tree, made = optimizer(context, prescription)
-    several = _partial(tree, prescription.modules)
+    built = [n for n in context.optimizer_calls(tree) if owner(n) is not None]
+    several = _partial(tree, built, prescription.modules)
     if len(several) > 1:
         return several
-    made = _of_the_model(tree, finding) or made
+    made = _of_the_model(tree, built, finding) or made
     moved = _moved(tree, made)
     if moved:
         return moved
@@ -57,17 +58,11 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
                            f"[*{root}.parameters(), *OTHER.parameters()]; if of this one, keep it as an attribute or in an nn.ModuleList")
 
 
-def _built(tree: Tree) -> list[ast.Call]:
-    """Constructions of optimizers, in the order of the source."""
-    calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and (root := owner(n)) is not None and isinstance(root, (ast.Name, ast.Attribute, ast.Subscript))]
-    return sorted(calls, key=lambda n: n.lineno)
-
-
-def _partial(tree: Tree, modules: tuple[str, ...]) -> list[Edit]:
+def _partial(tree: Tree, built: list[ast.Call], modules: tuple[str, ...]) -> list[Edit]:
     """The optimizers of several models, each of which holds a part of its model only, get all of it: G.head.parameters() becomes G.parameters()."""
     classes = {re.sub(r"_\d+$", "", m.partition(".")[0]) for m in modules}
     found = []
-    for made in _built(tree):
+    for made in built:
         first, root = _owner(tree, made)
         named = {name for name, value in _assigned(tree, made) if _class(tree, value) in classes}
         if root in named and tree.source(first) != f"{root}.parameters()":
@@ -75,7 +70,7 @@ def _partial(tree: Tree, modules: tuple[str, ...]) -> list[Edit]:
     return found if len(classes) > 1 else []
 
 
-def _of_the_model(tree: Tree, finding: Finding) -> ast.Call | None:
+def _of_the_model(tree: Tree, built: list[ast.Call], finding: Finding) -> ast.Call | None:
     """The last optimizer in front of the line MODEL.part = ... that the finding points at, and of that very model."""
     try:
         statement = tree.statement(tree.call(finding.location))
@@ -85,7 +80,7 @@ def _of_the_model(tree: Tree, finding: Finding) -> ast.Call | None:
     if not isinstance(target, ast.Attribute):
         return None
     root = tree.source(target).partition(".")[0]
-    return next((made for made in reversed(_built(tree)) if made.lineno < statement.lineno and _owner(tree, made)[1] == root), None)
+    return next((made for made in reversed(built) if made.lineno < statement.lineno and _owner(tree, made)[1] == root), None)
 
 
 def _second_model(tree: Tree, made: ast.Call, root: str, modules: tuple[str, ...]) -> str | None:

@@ -22,13 +22,11 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
     """scheduler.step() from the loop over batches to behind it, in the loop over epochs; where Lightning steps it, its interval."""
     tree = context.tree_of(prescription.span)
     call = tree.call(prescription.span)
-    intervals = [v for n in ast.walk(tree.root) if isinstance(n, ast.Dict) for k, v in zip(n.keys, n.values, strict=True)
-                 if isinstance(k, ast.Constant) and k.value == "interval" and isinstance(v, ast.Constant) and v.value == "step"]
-    if len(intervals) == 1:
-        return [tree.replace(intervals[0], '"epoch"')]
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "step":
+        return [_interval(tree)]
     statement = tree.statement(call)
     text = tree.source(call)
-    if not isinstance(call.func, ast.Attribute) or call.func.attr != "step" or not isinstance(statement, ast.Expr) or statement.value is not call:
+    if not isinstance(statement, ast.Expr) or statement.value is not call:
         raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
     inner = tree.parents[statement]
     outer = next((n for n in tree.up(inner) if isinstance(n, (ast.For, ast.While, ast.FunctionDef))), None)
@@ -37,6 +35,15 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
     if len(inner.body) < 2 or statement.end_lineno != statement.lineno or tree.lines[statement.lineno - 1].partition("#")[0].strip() != text:
         raise TreatmentRefused(f"{text} shares its line with something else; move it behind the loop over batches by hand")
     return [Edit(Span(tree.file, statement.lineno, 1, statement.lineno + 1, 1), ""), tree.after(inner, [text])]
+
+
+def _interval(tree: Tree) -> Edit:
+    """"interval": "step" of the one schedule that Lightning is given."""
+    found = [v for n in ast.walk(tree.root) if isinstance(n, ast.Dict) for k, v in zip(n.keys, n.values, strict=True)
+             if isinstance(k, ast.Constant) and k.value == "interval" and isinstance(v, ast.Constant) and v.value == "step"]
+    if len(found) != 1:
+        raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
+    return tree.replace(found[0], '"epoch"')
 
 
 def relative_schedule(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -108,11 +108,8 @@ def setting(context: Context, prescription: Prescription, value: float, *names: 
 
 def _of_groups(tree: Tree, names: tuple[str, ...]) -> list[ast.expr]:
     """What dictionaries with "params" say about a setting."""
-    found = []
-    for table in (n for n in ast.walk(tree.root) if isinstance(n, ast.Dict)):
-        entries = {k.value: v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant)}
-        found += [entries[name] for name in names if name in entries and "params" in entries]
-    return found
+    tables = [n for n in ast.walk(tree.root) if isinstance(n, ast.Dict) and _entry(n, ("params",)) is not None]
+    return [found for table in tables if (found := _entry(table, names)) is not None]
 
 
 def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 import gradcheck_doctor as doctor
+from gradcheck_doctor.records.interval import interval
 from gradcheck_doctor_transformers.metrics import metrics
 
 FIRST_LOOK = 8         # optimizer steps before the first judgement; then after each doubling, and at least
@@ -42,9 +43,11 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
                  log_metrics: bool = True) -> None:
         if on_finding not in CHOICES:
             raise ValueError(f"on_finding must be one of {', '.join(CHOICES)}, not {on_finding!r}")
-        if every != "auto" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"every must be a positive number or auto, not {every!r}")
-        self.every, self.on_finding, self.output, self.log_metrics = every, on_finding, output, log_metrics
+        try:
+            self.every = interval(every)
+        except doctor.DoctorError as error:
+            raise ValueError(str(error)) from error
+        self.on_finding, self.output, self.log_metrics = on_finding, output, log_metrics
         self.known: list[str] = []                      # fingerprints of what was said; an attribute that checkpoints keep
         self._watch: Any = None
         self._attached = False
@@ -136,7 +139,7 @@ class DoctorTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[m
             self._say(state, f"judging failed ({type(error).__name__}: {error}); training goes on")
             return ""
         self._unlogged = metrics(report) if self.log_metrics else {}
-        explained = {fp for f in report.findings for fp in f.related}
+        explained = report.data.explained
         serious = [f for f in report.findings if f.severity != "info"]
         new = [f for f in serious if f.fingerprint not in self.known and f.fingerprint not in explained]
         self.known += [f.fingerprint for f in serious if f.fingerprint not in self.known]
