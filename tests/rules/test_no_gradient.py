@@ -138,6 +138,25 @@ def test_a_layer_whose_output_is_not_used_is_information():
     assert "freeze or remove" in finding.message
 
 
+def overwritten(net, x):
+    h = net.body(x)
+    y = net.aside(h) + 1
+    y[:] = h
+    return y
+
+
+@pytest.mark.parametrize("between", [overwritten, lambda net, x: torch.cat([net.body(x), net.aside(net.body(x))], 1)[:, :16]], ids=["written over", "cut off"])
+def test_a_layer_none_of_whose_values_is_chosen_is_information(between):
+    finding, = found(Net(between))
+    assert (finding.severity, finding.evidence["parameters"]) == ("info", ["aside.weight"])
+
+
+def test_a_dead_layer_of_which_parts_are_chosen_is_still_dead():
+    net = Net(lambda net, x: net.body(x) + torch.relu(net.aside(net.body(x)) - 100.0)[:, :16])
+    finding, = found(net)
+    assert (finding.severity, finding.evidence["barrier"]) == ("error", "dead ReLU")
+
+
 def test_a_weight_in_two_parts_is_one_weight():
     net = Net(unused)
     nn.utils.parametrizations.weight_norm(net.aside)

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.records.ways import LAYERS, behind
+from gradcheck_doctor.records.ways import LAYERS, before, behind
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
+CHOOSING = frozenset({"getitem", "select", "narrow", "index_select", "chunk", "split", "unbind", "gather", "where", "masked_fill", "setitem"})
+JOINING = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})
 WITHHELD = ("detach", "data", "no_grad", "numpy", "tolist")       # the value goes on, its gradient does not: by intent where the weights were trained before
 FEWEST = 5                                     # observed steps before which gradients were gone
 _PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")
@@ -44,7 +46,8 @@ class NoGradient(Rule):
     Why it matters: such a layer never learns, silently.
 
     When it is harmless: unused branches and experts, embedding rows not in the batch, biases before a normalisation, alternating GAN steps; pretrained
-    features that are detached on purpose. A layer from whose output no way leads to the loss is info.
+    features that are detached on purpose. A layer from whose output no way leads to the loss is info; so is one of whose output only parts are used that it
+does not reach, say because they are written over.
 
     Sources: UMLAUT (Schoop et al. 2021); Bengio et al. 2013 (arXiv:1308.3432) for the straight-through cure of round and sign.
     """
@@ -139,7 +142,7 @@ def _trained(weight: Weight) -> bool:
 
 
 def _fate(recording: Recording, weight: Weight) -> Barrier | None:
-    """What ends the gradient on every way from a weight to the loss; None where no way leads there at all."""
+    """What ends the gradient on every way from a weight to the loss; None where no way leads there at all, or none of its values goes it."""
     names = {part.name for part in weight.parts}
     module = recording.module.get(weight.module)
     uses = [o.index for o in recording.operations if names & set(o.parameters) or o.module == weight.module and module is not None and module.leaf]
@@ -149,13 +152,30 @@ def _fate(recording: Recording, weight: Weight) -> Barrier | None:
     return Barrier(row["op"], row["span"]) if row is not None else None
 
 
-def _first_barrier(recording: Recording, start: Iterable[int]) -> Barrier:
+def _first_barrier(recording: Recording, start: Iterable[int]) -> Barrier | None:
     uses = [recording.operation(i) for i in start]
     places = [*uses, *behind(recording, [o.index for o in uses if _passes(o)], _passes)]
     if any(_passes(o) and not recording.consumers[o.index] for o in places):
-        return Barrier()                           # the loss is reached
+        return None if _not_chosen(recording, [*uses, *places]) else Barrier()        # the loss is reached
     first = min((o for o in places if not _passes(o)), key=lambda o: o.index)
     return Barrier(first.op, first.called if first.op == "detach" else location(recording, first), first.module, first.index)
+
+
+def _not_chosen(recording: Recording, ways: list[Operation]) -> bool:
+    """Where the gradient ends on these ways, parts of a value are picked or joined: theirs is not among what is used."""
+    on_way = {o.index for o in ways}
+    for o in ways:
+        if _reached(o):
+            given = [p for p in before(recording, [o.index], lambda p: not p.observed) if p.index in on_way]
+            measured = [p for p in given if p.observed]
+            if measured and not any(map(_reached, measured)) and (o.op in JOINING or any(p.op in CHOOSING for p in given if not p.observed)):
+                return True
+    return False
+
+
+def _reached(operation: Operation) -> bool:
+    """By a gradient other than 0."""
+    return any(seen.gradient is not None and seen.gradient.norm for seen in operation.observed)
 
 
 def _passes(operation: Operation) -> bool:
