@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"error": "31;1", "warning": "33;1", "info": "36", "healthy": "32;1", "watch": "33;1", "sick": "31;1", "dim": "2", "bold": "1"}
 ROWS = 40              # of the layer table, unless verbose
+NAMED = 3              # layers named of those that a line of source gives the same finding
 BAR = "▁▂▃▄▅▆▇█"
 PROOF = {"improved": ", measured to help", "no-effect": ", measured to be of no effect", "worse": ", measured to harm"}
 
@@ -35,13 +36,24 @@ def text(report: ReportData, style: Style) -> str:
     parts = [_headline(report, style)]
     by_print = {f.fingerprint: f for f in report.findings}
     shown = report.causes
-    parts += [_finding(f, [by_print[fp] for fp in f.related if fp in by_print], style) for f in shown]
+    for first, *others in [[f] for f in shown] if style.verbose else _alike(shown):
+        part = _finding(first, [by_print[fp] for f in (first, *others) for fp in f.related if fp in by_print], style)
+        named = ", ".join(f.module or f.op for f in others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+        parts.append(part + (f"\n{paint(_indented(f'the same of {named}', style), 'dim', style)}" if others else ""))
     if not style.quiet:
         if report.layers and report.findings or style.verbose:
             parts.append(_table(report.layers, {f.code for f in shown}, style))
         parts.append(_probe(report, style))
     parts.append(_summary(report, style))
     return "\n\n".join(p for p in parts if p)
+
+
+def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """What one rule says of the same source line, such as that of a block that is built many times: together."""
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.code, finding.severity, finding.location or finding.fingerprint), []).append(finding)
+    return list(groups.values())
 
 
 def _headline(report: ReportData, style: Style) -> str:

@@ -121,6 +121,17 @@ def test_text_folds_prose_at_the_terminal_only():
     assert "".join(narrow.split()) == "".join(wide.split())
 
 
+def test_a_source_line_built_many_times_is_one_finding_and_verbose_has_all():
+    data = report()
+    cause, symptom = data.findings
+    more = [replace(cause, module=f"blocks.{i}", related=()) for i in range(5)]
+    elsewhere = replace(more[0], module="other", location=replace(cause.location, line=9))
+    data = replace(data, findings=(cause, symptom, *more, elsewhere))
+    text = render(data, "text")
+    assert text.count("GD102 init-activation-mismatch") == 2 and "the same of blocks.0, blocks.1, blocks.2 and 2 more\n" in text
+    assert render(data, "text", Style({}, verbose=True)).count("GD102 init-activation-mismatch") == 7
+
+
 def test_rows_name_causes_and_verbose_rows_name_everything():
     from dataclasses import replace
 
