@@ -1,4 +1,4 @@
-"""Cures for the wrong axis: softmax over the batch, layers that take the batch for time."""
+"""Cures for the wrong axis and the missing scale: softmax over the batch, layers that take the batch for time, scores not divided by sqrt(width)."""
 from __future__ import annotations
 
 import ast
@@ -55,4 +55,13 @@ def batch_first(context: Context, finding: Finding, prescription: Prescription) 
     return [tree.keyword(call, "batch_first=True")]
 
 
-PLANNERS = {"softmax-axis": softmax_axis, "batch-first": batch_first, "permute-axes": permute_axes}
+def scale_scores(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """q @ k becomes (q @ k) / 64 ** 0.5: attention scores of unit variance."""
+    tree = context.tree_of(prescription.span)
+    product = tree.expression(prescription.span)
+    text = f"{tree.operand(product)} / {prescription.arguments['width']} ** 0.5"
+    around = tree.parents.get(product)
+    return [tree.replace(product, f"({text})" if isinstance(around, (ast.BinOp, ast.Attribute)) else text)]
+
+
+PLANNERS = {"scale-scores": scale_scores, "softmax-axis": softmax_axis, "batch-first": batch_first, "permute-axes": permute_axes}

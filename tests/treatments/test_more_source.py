@@ -113,6 +113,14 @@ def test_the_axis_of_a_softmax(tmp_path, made, after):
     assert edit(tmp_path, HEAD + f"y = {made}\n", "softmax-axis", where=made, dim=1, old=0) == HEAD + f"y = {after}\n"
 
 
+@pytest.mark.parametrize(("made", "scored", "after"), [
+    ("q @ k.mT", "q @ k.mT", "(q @ k.mT) / 64 ** 0.5"), ("torch.bmm(q, k)", "torch.bmm(q, k)", "torch.bmm(q, k) / 64 ** 0.5"),
+    ("F.softmax(q @ k.mT, -1)", "q @ k.mT", "F.softmax((q @ k.mT) / 64 ** 0.5, -1)"), ("(q @ k.mT).softmax(-1)", "q @ k.mT", "(((q @ k.mT) / 64 ** 0.5)).softmax(-1)"),
+    ("q @ k.mT + bias", "q @ k.mT", "((q @ k.mT) / 64 ** 0.5) + bias")])
+def test_scores_are_divided(tmp_path, made, scored, after):
+    assert edit(tmp_path, HEAD + f"y = {made}\n", "scale-scores", where=scored, width=64) == HEAD + f"y = {after}\n"
+
+
 def test_an_axis_from_elsewhere_is_left(tmp_path):
     with pytest.raises(TreatmentRefused, match="has to be 1"):
         edit(tmp_path, HEAD + "y = nn.LogSoftmax(dim=axis)\n", "softmax-axis", where="nn.LogSoftmax(dim=axis)", dim=1, old=0)

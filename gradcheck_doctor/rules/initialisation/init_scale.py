@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.rules.attention import hard_attention
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, phi, runs, signal_ratio, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
@@ -19,7 +20,8 @@ class InitScale(Rule):
     """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers, or with a gain of the user's.
 
     What it measures: variance of the weights (of orthogonal ones, the square of their gain) over what their activation needs, in decades (|log10|), the
-    worst of a run of layers; reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off.
+    worst of a run of layers; reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off. Also of the
+    queries and keys of an attention that chooses one key in each row from the first step on.
 
     Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
 
@@ -51,6 +53,17 @@ class InitScale(Rule):
             if not any(w.scheme.startswith(FIXED) or w.orthogonal for w in hidden) or worst < 0 and branch:
                 continue                                    # a quiet branch beside a skip is a design
             yield self._judge(recording, run, worst, act, hidden[decades.index(worst)])
+        for hard in hard_attention(recording):
+            large = [(layer, w) for layer in hard.layers if (w := weight(recording, layer)) is not None and w.gain
+                     and (w.scheme.startswith(FIXED) or w.orthogonal) and _gain(w) ** 2 > 10 * _target(w, "glorot uniform")]
+            if large:
+                worst = max(math.log10(_gain(w) ** 2 / _target(w, "glorot uniform")) for _, w in large)
+                layers = tuple(layer for layer, _ in large)
+                yield Measurement(
+                    value=worst, module=layers[0].module, modules=tuple(dict.fromkeys(o.module for o in layers)), op=layers[0].op,
+                    location=large[0][1].origin or location(recording, layers[0]), operations=tuple(o.index for o in layers),
+                    evidence={"variance_ratio": 10**worst, "scheme": large[0][1].scheme, "activation": "none", "right": TITLE["glorot uniform"],
+                              "chosen": hard.chosen, "layers": len(layers)}, cap=mild(recording, "warning" if worst >= GROSS else "info") or "warning")
 
     def _judge(self, recording: Recording, run: Run, worst: float, act: str, record: ParameterRecord) -> Measurement:
         signal = signal_ratio(recording, run.layers[0], run.layers[-1])
@@ -76,11 +89,16 @@ class InitScale(Rule):
         e = m.evidence
         word = "larger" if e["variance_ratio"] > 1 else "smaller"
         factor = e["variance_ratio"] if e["variance_ratio"] > 1 else 1 / e["variance_ratio"]
+        if "chosen" in e:
+            return (f"weights of queries and keys drawn as {e['scheme']} have a variance {factor:.3g} times larger than {e['right']} gives: each row of the "
+                    f"attention chooses one key from the first step on, so that they hardly learn")
         seen = [f"{name} {e[key]:.2g}" for name, key in (("signal", "signal_ratio"), ("gradient", "gradient_ratio")) if e[key] is not None]
         return (f"weights drawn as {e['scheme']} have a variance {factor:.3g} times {word} than {e['right']} gives for {e['activation']} "
                 f"(end to end over {e['layers']} layers: {', '.join(seen)})")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "chosen" in m.evidence:
+            return (initialise([recording.operation(i) for i in m.operations], ()),)
         run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
         return (initialise(run.layers, run.activations),)
 

@@ -1,0 +1,63 @@
+"""Attention whose first softmax chooses one key, beside attention that is as it should be."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gradcheck_doctor as doctor
+
+X = torch.randn(64, 8, 48, generator=torch.Generator().manual_seed(0))
+Y = (X[:, :, 0].mean(1) > 0).long()
+
+
+class Attention(nn.Module):
+    def __init__(self, scaled=True, std=None, scores=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(48, 48, bias=False) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(48), nn.Linear(48, 2)
+        self.scaled, self.scores = scaled, scores
+        for layer in (self.q, self.k, self.v):
+            if std:
+                nn.init.normal_(layer.weight, std=std)
+            else:
+                nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(1, 2)
+        if self.scaled:
+            scores = scores / math.sqrt(48)
+        if self.scores is not None:
+            scores = self.scores(scores)
+        return self.head(self.norm((F.softmax(scores, dim=-1) @ self.v(x)).mean(1)))
+
+
+def found(model):
+    return [f for f in doctor.audit(model, (X, Y), F.cross_entropy).findings if f.rule in ("init-scale", "saturated-activation")]
+
+
+def test_weights_of_queries_and_keys_that_are_far_too_large():
+    cause, symptom = found(Attention(std=1.0))
+    assert (cause.rule, cause.severity, cause.modules) == ("init-scale", "warning", ("q", "k")) and "queries and keys" in cause.message
+    assert cause.fixes[0].prescription.treatment == "initialise" and symptom.fingerprint in cause.related
+
+
+def test_scores_that_are_not_divided():
+    finding, = found(Attention(scaled=False, std=0.3))
+    assert (finding.rule, finding.severity, finding.fixes[0].prescription.treatment) == ("saturated-activation", "warning", "scale-scores")
+    assert "not divided by sqrt(48)" in finding.message
+
+
+HARMLESS = {
+    "as it should be": {},
+    "a mask that leaves one key": {"scores": lambda s: s.masked_fill(~torch.eye(8, dtype=torch.bool), -math.inf)},
+    "a causal mask": {"scores": lambda s: s + torch.full((8, 8), -1e9).triu(1)},
+    "undivided, with weights that are small enough": {"scaled": False, "std": 48 ** -0.75},
+}
+
+
+@pytest.mark.parametrize("how", HARMLESS.values(), ids=HARMLESS)
+def test_attention_that_looks_alike(how):
+    assert found(Attention(**how)) == []
