@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradcheck_doctor.errors import TreatmentRefused
@@ -134,7 +134,7 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
     others: list[Judgement | None] = []
     with _edited(result) as current_file:
         report, seen = _moved(before.report, current_file, trial), set[str]()
-        for finding, fix in planned(report, current_file, unsafe=trial.unsafe):
+        for finding, fix in _with_joint(planned(report, current_file, unsafe=trial.unsafe)):
             if best is not None and best[3].serious == 0 and (finding.rule, fix.prescription.treatment) != (best[0].rule, best[1].prescription.treatment):
                 break                                               # all is well; only other doses of the same cure may do better
             text = _text(result, finding, fix, current_file)
@@ -161,6 +161,27 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
         result.refused.append((best[0], replace(best[1], verified=proof)))
         return None
     return best
+
+
+def _with_joint(candidates: Iterable[tuple[Finding, Fix]]) -> list[tuple[Finding, Fix]]:
+    """Where a rule prescribes the same for several findings, first the cure of all of them at once: each alone would leave the others' fault."""
+    groups: dict[tuple[str, str, str], list[tuple[Finding, Fix]]] = {}
+    for finding, fix in candidates:
+        key = finding.rule, fix.prescription.treatment, repr(sorted(fix.prescription.arguments.items()))
+        groups.setdefault(key if fix.edits else (finding.fingerprint, *key[1:]), []).append((finding, fix))
+    result: list[tuple[Finding, Fix]] = []
+    later: list[tuple[Finding, Fix]] = []
+    for group in groups.values():
+        finding, fix = group[0]
+        edits = tuple(dict.fromkeys(e for _, other in group for e in other.edits))
+        if len({other.fingerprint for other, _ in group}) > 1 and len(edits) > len(fix.edits):
+            modules = tuple(dict.fromkeys(m for _, other in group for m in other.prescription.modules))
+            joint = replace(fix.prescription, title=f"{fix.prescription.title} ({len({o.fingerprint for o, _ in group})} findings at once)", modules=modules)
+            result.append((finding, replace(fix, prescription=joint, edits=edits)))
+            later += group
+        else:
+            result += group
+    return result + later
 
 
 def _text(result: Repair, finding: Finding, fix: Fix, file: str) -> str | None:

@@ -15,8 +15,13 @@ _DETACH = re.compile(r"\s*\.\s*detach\s*\(\s*\)$")
 
 
 def remove_detach(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """h.detach() becomes h."""
+    """h.detach() and h.data become h."""
     tree = context.tree_of(prescription.span)
+    if prescription.arguments.get("by") == "data":
+        taken = _data_of(tree, tree.expression(prescription.span))
+        if taken is None:
+            raise TreatmentRefused(".data is not taken there; take it off where the value loses its gradient")
+        return [tree.replace(taken, tree.source(taken.value))]
     node = tree.call(prescription.span)
     text = tree.source(node)
     if _DETACH.search(text):
@@ -24,6 +29,20 @@ def remove_detach(context: Context, finding: Finding, prescription: Prescription
     if tree.source(node.func) == f"{tree.torch()}detach" and len(node.args) == 1 and not node.keywords:
         return [tree.replace(node, f"({tree.source(node.args[0])})" if isinstance(node.args[0], (ast.BinOp, ast.UnaryOp)) else tree.source(node.args[0]))]
     raise TreatmentRefused("detach() is not called there; take it off where the value loses its gradient")
+
+
+def _data_of(tree: Tree, value: ast.expr) -> ast.Attribute | None:
+    """`.data` of an expression, or of the name that is given to it, where that is done once in the function."""
+    around = tree.parents.get(value)
+    for node in (value, around):
+        if isinstance(node, ast.Attribute) and node.attr == "data":
+            return node
+    if not isinstance(around, ast.Assign) or len(around.targets) != 1 or not isinstance(around.targets[0], ast.Name):
+        return None
+    name, scope = around.targets[0].id, tree.function(value) or tree.root
+    uses = [n for n in ast.walk(scope) if isinstance(n, ast.Attribute) and n.attr == "data" and isinstance(n.value, ast.Name) and n.value.id == name
+            and isinstance(n.ctx, ast.Load)]
+    return uses[0] if len(uses) == 1 else None
 
 
 def leave_no_grad(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

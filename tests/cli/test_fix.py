@@ -25,6 +25,8 @@ MODEL = "model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), n
 SCRIPTS = {
     "zero_grad": (LOOP.format(model=MODEL.format(end=""), lr=0.05, zero="pass"), "opt.zero_grad()"),
     "learning rate": (LOOP.format(model=MODEL.format(end=""), lr=50.0, zero="opt.zero_grad()"), "lr=0."),
+    "a fault in two places": (LOOP.format(model="model = nn.Sequential(nn.Linear(8, 32), nn.Softmax(1), nn.Linear(32, 32), nn.Softmax(1), nn.Linear(32, 2))",
+                                          lr=0.3, zero="opt.zero_grad()"), "(2 findings at once)"),
     "deep": (LOOP.format(model="model = nn.Sequential(*[m for k in range(16) for m in (nn.Linear(8 if k == 0 else 32, 32), nn.ReLU())], nn.Linear(32, 2))",
                          lr=0.02, zero="opt.zero_grad()"), "kaiming_normal_"),
 }
@@ -40,7 +42,7 @@ def test_a_sick_script_is_cured_and_stays_so(name, tmp_path):
     done = doctor("fix", "train.py", "--run", "--unsafe-fixes", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     cured = path.read_text()
-    assert expected in cured and "improved" in done.stdout
+    assert expected in cured + done.stdout and "improved" in done.stdout
     assert sorted(p.name for p in tmp_path.glob("*.py")) == ["train.py"]
     again = doctor("fix", "train.py", "--run", "--unsafe-fixes", cwd=tmp_path)
     assert again.returncode == 0 and path.read_text() == cured, again.stdout + again.stderr

@@ -180,7 +180,7 @@ CUT = {
 def test_what_cuts_a_layer_off_is_named(op):
     finding, = [f for f in found(Net(CUT[op])) if "aside" in f.modules]
     assert (finding.severity, finding.evidence["barrier"], finding.evidence["parameters"]) == ("error", op, ["aside.weight"])
-    assert [f.prescription.treatment for f in finding.fixes] == {"detach": ["remove-detach"], "round": ["straight-through"]}.get(op, [])
+    assert [f.prescription.treatment for f in finding.fixes] == {"detach": ["remove-detach"], "data": ["remove-detach"], "round": ["straight-through"]}.get(op, [])
 
 
 def test_a_value_that_comes_back_from_numpy_into_a_layer():

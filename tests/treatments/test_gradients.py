@@ -20,6 +20,19 @@ def test_without_detach(tmp_path, before, after):
     assert cured(tmp_path, HEAD + before + "\n", "remove-detach", where=where) == HEAD + after + "\n"
 
 
+@pytest.mark.parametrize(("before", "where", "after"), [
+    ("out = g(f(h).data)", "f(h).data", "out = g(f(h))"), ("out = g(f(h).data)", "f(h)", "out = g(f(h))"),
+    ("h = f(x)\nout = g(h.data)", "f(x)", "h = f(x)\nout = g(h)")])
+def test_without_data(tmp_path, before, where, after):
+    assert cured(tmp_path, HEAD + before + "\n", "remove-detach", where=where, by="data") == HEAD + after + "\n"
+
+
+def test_data_of_elsewhere_or_of_several_places_is_left(tmp_path):
+    for text in ("h = f(x)\n", "h = f(x)\nout = g(h.data, h.data)\n"):
+        with pytest.raises(TreatmentRefused, match=".data is not taken there"):
+            cured(tmp_path, HEAD + text, "remove-detach", where="f(x)", by="data")
+
+
 def test_a_detach_inside_a_function_called_there(tmp_path):
     with pytest.raises(TreatmentRefused, match="not called there"):
         cured(tmp_path, HEAD + "out = frozen(h)\n", "remove-detach", where="frozen(h)")

@@ -114,8 +114,9 @@ does not reach, say because they are written over.
         if barrier in STEPS_FLAT:
             return (Prescription("straight-through", f"Pass the gradient straight through {barrier}", kind="other", modules=(m.module,),
                                  span=m.location, arguments={"op": barrier}),)
-        if barrier == "detach":
-            return (Prescription("remove-detach", "Let the gradient through: without detach", modules=m.modules, span=m.location),)
+        if barrier in ("detach", "data"):
+            return (Prescription("remove-detach", f"Let the gradient through: without {barrier}", modules=m.modules, span=m.location,
+                                 arguments={"by": barrier}),)
         if m.evidence["block"]:
             return (Prescription("leave-no-grad", "Run these layers with gradients: without no_grad", modules=m.modules, span=m.location),)
         return ()
