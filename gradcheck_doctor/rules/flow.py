@@ -38,8 +38,8 @@ def once(reading: Callable[[Recording], R]) -> Callable[[Recording], R]:
 
 
 def location(recording: Recording, operation: Operation) -> Span | None:
-    """The user's expression to blame: the constructor of a leaf library module, else the call."""
-    module = recording.module.get(operation.module)
+    """The user's expression to blame: the constructor of a leaf library module, else the call. What runs outside of every module was called by the loop."""
+    module = recording.module.get(operation.module) if operation.module_type else None
     if module is not None and module.built is not None and module.library:
         return module.built
     return operation.called or (module.built if module is not None else None)

@@ -1,0 +1,25 @@
+"""The line that a finding names."""
+import textwrap
+
+from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.rules.engine import diagnose
+
+LOOP = """
+    import torch, torch.nn.functional as F
+    from torch import nn
+    torch.manual_seed(0)
+    x = torch.randn(256, 8); y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    for i in range(30):
+        p = F.softmax(model(x), -1)
+        loss = F.cross_entropy(p, y)
+        opt.zero_grad(); loss.backward(); opt.step()
+"""
+
+
+def test_what_the_loop_calls_is_named_there_and_not_where_the_model_is_built(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(LOOP).lstrip())
+    finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "loss-input-mismatch"]
+    assert finding.location.line == 8 and finding.fixes[0].prescription.span.line == 8
