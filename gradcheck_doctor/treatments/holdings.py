@@ -58,6 +58,20 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
                            f"[*{root}.parameters(), *OTHER.parameters()]; if of this one, keep it as an attribute or in an nn.ModuleList")
 
 
+def remake_optimizer(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The optimizer, and the schedule on it, are made once more behind the statement that replaces the model they were made for."""
+    tree, made = optimizer(context, prescription)
+    statement, root = tree.statement(made), _owner(tree, made)[1]
+    later = [n for n in ast.walk(tree.function(made) or tree.root) if isinstance(n, ast.Assign) and n.lineno > statement.lineno
+             and tree.function(n) is tree.function(made)]
+    replaced = [n for n in later if [tree.source(t) for t in n.targets] == [root]]
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1 or len(replaced) != 1:
+        raise TreatmentRefused(f"make the optimizer behind the statement that makes the {root} that is trained")
+    name = tree.source(statement.targets[0])
+    schedules = [n for n in later if n.lineno < replaced[0].lineno and isinstance(n.value, ast.Call) and n.value.args and tree.source(n.value.args[0]) == name]
+    return [tree.after(replaced[0], [line for n in (statement, *schedules) for line in tree.source(n).splitlines()])]
+
+
 def _partial(tree: Tree, built: list[ast.Call], modules: tuple[str, ...]) -> list[Edit]:
     """The optimizers of several models, each of which holds a part of its model only, get all of it: G.head.parameters() becomes G.parameters()."""
     classes = {re.sub(r"_\d+$", "", m.partition(".")[0]) for m in modules}
@@ -188,4 +202,5 @@ def grad_scaler(context: Context, finding: Finding, prescription: Prescription) 
     return edits + [tree.before(tree.statement(c), [f"scaler.unscale_({name})"]) for c in clips[:1]]
 
 
-PLANNERS = {"add-parameters": add_parameters, "freeze-backbone": freeze_backbone, "unfreeze": unfreeze, "grad-scaler": grad_scaler}
+PLANNERS = {"add-parameters": add_parameters, "remake-optimizer": remake_optimizer,
+            "freeze-backbone": freeze_backbone, "unfreeze": unfreeze, "grad-scaler": grad_scaler}

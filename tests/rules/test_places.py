@@ -23,3 +23,11 @@ def test_what_the_loop_calls_is_named_there_and_not_where_the_model_is_built(tmp
     script.write_text(textwrap.dedent(LOOP).lstrip())
     finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "loss-input-mismatch"]
     assert finding.location.line == 8 and finding.fixes[0].prescription.span.line == 8
+
+
+def test_an_optimizer_of_a_model_that_was_replaced(tmp_path):
+    script = tmp_path / "train.py"
+    text = textwrap.dedent(LOOP).lstrip().replace("for i", "model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))\nfor i")
+    script.write_text(text)
+    finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "unoptimized-parameter"]
+    assert finding.location.line == 6 and "replaced after it" in finding.message and finding.fixes[0].prescription.treatment == "remake-optimizer"

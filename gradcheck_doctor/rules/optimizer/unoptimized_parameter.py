@@ -15,7 +15,7 @@ class UnoptimizedParameter(Rule):
     """A trainable parameter takes part in training but no optimizer steps it.
 
     What it measures: share of the trainable elements that ran and got a gradient but are in no optimizer's groups; layers in a plain Python list
-    count, since `parameters()` does not see them. Also optimizers that hold the weights and never take a step.
+    count, since `parameters()` does not see them. Also optimizers that hold the weights and never take a step, and those that hold an earlier model's.
 
     Why it matters: those layers keep their random start for ever, silently.
 
@@ -51,9 +51,11 @@ class UnoptimizedParameter(Rule):
         total = sum(p.count for p in recording.parameters if p.trainable)
         module = recording.module.get(missing[0].module)
         built = orphans[0]["built"] if orphans else module.built if module is not None else None
+        strange = not orphans and len(recording.optimizers) == 1 and {n for g in recording.optimizers[0].groups for n in g.parameters} == {"?"}
+        built = recording.optimizers[0].built if strange else built
         yield Measurement(value=sum(p.count for p in missing) / max(total, 1), module=missing[0].module,
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
-                          evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans),
+                          evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans), "strange": strange,
                                     **({"taking_turns": True} if adversarial(recording) else {})})
 
     def _never(self, recording: Recording, row: Mapping[str, Any], names: Sequence[str]) -> Measurement:
@@ -67,6 +69,9 @@ class UnoptimizedParameter(Rule):
         if "optimizer" in e:
             why = "; step stands here without its brackets" if e["uncalled"] else ""
             return f"{e['optimizer']} holds {e['count']} parameters that get gradients and never takes a step, in {e['backwards']} backward passes{why}"
+        if e["strange"]:
+            return (f"{e['count']} parameters get gradients but are in no optimizer ({', '.join(e['parameters'][:2])}): this one holds those of a model that "
+                    "never ran, such as one that was replaced after it; make the optimizer behind the model that is trained")
         why = f"; {e['unregistered']} of their modules are in a plain Python container that nn.Module does not see" if e["unregistered"] else ""
         return f"{e['count']} parameters get gradients but are in no optimizer ({', '.join(e['parameters'][:2])}){why}"
 
@@ -76,6 +81,8 @@ class UnoptimizedParameter(Rule):
         if m.evidence["unregistered"]:
             return (Prescription("register-modules", "Keep the layers in an nn.ModuleList", kind="optimizer", span=m.location, modules=m.modules),)
         record = recording.optimizers[0]
+        if m.evidence["strange"]:
+            return (Prescription("remake-optimizer", "Make the optimizer behind the model", kind="optimizer", span=record.built),)
         return (Prescription("add-parameters", "Give the optimizer these parameters", kind="optimizer", span=record.built, modules=m.modules),)
 
 
