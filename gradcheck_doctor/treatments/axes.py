@@ -9,6 +9,7 @@ from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
 
+LOGARITHM = {"softmax": "log_softmax", "Softmax": "LogSoftmax"}
 STACKS = ("TransformerEncoder", "TransformerDecoder")
 
 
@@ -20,6 +21,17 @@ def softmax_axis(context: Context, finding: Finding, prescription: Prescription)
     if not isinstance(written, (ast.Constant, ast.UnaryOp)) or ast.literal_eval(written) != prescription.arguments["old"]:
         raise TreatmentRefused(f"the axis is not written in {tree.source(call)}; it has to be {prescription.arguments['dim']}")
     return [tree.replace(written, str(prescription.arguments["dim"]))]
+
+
+def log_softmax(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """softmax(x, 1), x.softmax(1) and nn.Softmax(1) become log_softmax(x, 1), x.log_softmax(1) and nn.LogSoftmax(1)."""
+    tree = context.tree_of(prescription.span)
+    called = tree.call(prescription.span).func
+    text = tree.source(called)
+    owner, _, name = text.rpartition(".")
+    if name not in LOGARITHM or not owner:
+        raise TreatmentRefused(f"{text} is no softmax of torch; take its logarithm with log_softmax")
+    return [tree.replace(called, f"{owner}.{LOGARITHM[name]}")]
 
 
 def permute_axes(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -64,4 +76,4 @@ def scale_scores(context: Context, finding: Finding, prescription: Prescription)
     return [tree.replace(product, f"({text})" if isinstance(around, (ast.BinOp, ast.Attribute)) else text)]
 
 
-PLANNERS = {"scale-scores": scale_scores, "softmax-axis": softmax_axis, "batch-first": batch_first, "permute-axes": permute_axes}
+PLANNERS = {"scale-scores": scale_scores, "log-softmax": log_softmax, "softmax-axis": softmax_axis, "batch-first": batch_first, "permute-axes": permute_axes}

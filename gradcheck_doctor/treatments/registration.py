@@ -46,9 +46,28 @@ def _named(tree: Tree, keys: list[ast.expr | None] | list[ast.expr]) -> None:
     """nn.ModuleDict takes names only."""
     for key in keys:
         text = isinstance(key, ast.JoinedStr) or isinstance(key, ast.Call) and tree.source(key.func) == "str"
-        if not text and not (isinstance(key, ast.Constant) and isinstance(key.value, str) and "." not in key.value):
+        if not text and not _is_name(key) and not (isinstance(key, ast.Name) and _runs_over_names(tree, key)):
             raise TreatmentRefused(f"nn.ModuleDict takes strings as keys, and it can't be told whether {'**' if key is None else tree.source(key)!r} is one; "
                                    "keep the layers in an nn.ModuleDict with str(key)")
+
+
+def _is_name(key: ast.expr | None) -> bool:
+    return isinstance(key, ast.Constant) and isinstance(key.value, str) and "." not in key.value
+
+
+def _runs_over_names(tree: Tree, key: ast.Name) -> bool:
+    """A loop or comprehension gives `key` the keys of a dictionary of names, or the names of a list, written in this file."""
+    for around in tree.up(key):
+        for part in getattr(around, "generators", [around] if isinstance(around, ast.For) else []):
+            over, first = part.iter, part.target
+            if isinstance(over, ast.Call) and isinstance(over.func, ast.Attribute) and over.func.attr in ("items", "keys"):
+                over, first = over.func.value, first.elts[0] if over.func.attr == "items" and isinstance(first, ast.Tuple) else first
+            if isinstance(first, ast.Name) and first.id == key.id:
+                made = [n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and [tree.source(t) for t in n.targets] == [tree.source(over)]]
+                written = made[0] if len(made) == 1 else over
+                names = written.keys if isinstance(written, ast.Dict) else written.elts if isinstance(written, (ast.List, ast.Tuple)) else []
+                return bool(names) and all(map(_is_name, names))
+    return False
 
 
 def _grown(tree: Tree, owner: ast.expr, kind: type[ast.List | ast.Dict], container: str) -> list[Edit]:

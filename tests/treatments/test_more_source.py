@@ -72,12 +72,16 @@ def test_an_optimizer_that_chose_too_early_is_built_later(tmp_path):
 @pytest.mark.parametrize(("before", "after"), [
     ('self.parts = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}', 'self.parts = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})'),
     ('self.parts = {f"{k}": nn.Linear(2, 2) for k in range(3)}', 'self.parts = nn.ModuleDict({f"{k}": nn.Linear(2, 2) for k in range(3)})'),
+    ('names = ("a", "b"); self.parts = {n: nn.Linear(2, 2) for n in names}', 'names = ("a", "b"); self.parts = nn.ModuleDict({n: nn.Linear(2, 2) for n in names})'),
+    ('d = {"a": 1}; self.parts = {n: nn.Linear(2, 2) for n, k in d.items()}', 'd = {"a": 1}; self.parts = nn.ModuleDict({n: nn.Linear(2, 2) for n, k in d.items()})'),
     ('self.parts = {}; self.parts["a"] = nn.Linear(2, 2)', 'self.parts = nn.ModuleDict(); self.parts["a"] = nn.Linear(2, 2)')])
 def test_a_dictionary_of_layers_becomes_a_module(tmp_path, before, after):
     head = HEAD + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        "
     assert edit(tmp_path, f"{head}{before}\n", "register-modules", where="nn.Linear(2, 2)") == f"{head}{after}\n"
     with pytest.raises(TreatmentRefused, match="strings"):
         edit(tmp_path, head + "self.parts = {1: nn.Linear(2, 2)}\n", "register-modules", where="nn.Linear(2, 2)")
+    with pytest.raises(TreatmentRefused, match="strings"):
+        edit(tmp_path, head + "self.parts = {n: nn.Linear(2, 2) for n in (1, 2)}\n", "register-modules", where="nn.Linear(2, 2)")
 
 
 def test_freeze_backbone_and_weight_decay(tmp_path):
@@ -119,6 +123,12 @@ def test_the_axis_of_a_softmax(tmp_path, made, after):
     ("q @ k.mT + bias", "q @ k.mT", "((q @ k.mT) / 64 ** 0.5) + bias")])
 def test_scores_are_divided(tmp_path, made, scored, after):
     assert edit(tmp_path, HEAD + f"y = {made}\n", "scale-scores", where=scored, width=64) == HEAD + f"y = {after}\n"
+
+
+@pytest.mark.parametrize(("made", "after"), [
+    ("nn.Softmax(dim=1)", "nn.LogSoftmax(dim=1)"), ("F.softmax(net(x), 1)", "F.log_softmax(net(x), 1)"), ("net(x).softmax(1)", "net(x).log_softmax(1)")])
+def test_the_logarithm_of_a_softmax(tmp_path, made, after):
+    assert edit(tmp_path, HEAD + f"y = {made}\n", "log-softmax", where=made) == HEAD + f"y = {after}\n"
 
 
 def test_an_axis_from_elsewhere_is_left(tmp_path):

@@ -79,7 +79,7 @@ class UnoptimizedParameter(Rule):
         if "optimizer" in m.evidence:
             return (Prescription("call-step", "Call the optimizer's step() behind backward", kind="optimizer", span=m.location if m.evidence["uncalled"] else None),)
         if m.evidence["unregistered"]:
-            return (Prescription("register-modules", "Keep the layers in an nn.ModuleList", kind="optimizer", span=m.location, modules=m.modules),)
+            return (Prescription("register-modules", "Keep the layers in an nn.ModuleList or nn.ModuleDict", kind="optimizer", span=m.location, modules=m.modules),)
         record = recording.optimizers[0]
         if m.evidence["strange"]:
             return (Prescription("remake-optimizer", "Make the optimizer behind the model", kind="optimizer", span=record.built),)

@@ -41,7 +41,7 @@ class LossInputMismatch(Rule):
                 continue
             value, what, cure = found
             activation = last.category == "activation"
-            place = location(recording, last) if activation and cure in ("remove-output-activation", "softmax-axis") else loss.span
+            place = location(recording, last) if activation and cure in ("remove-output-activation", "softmax-axis", "log-softmax") else loss.span
             yield Measurement(value=value, module=last.module if activation else "", op=loss.op, location=place,
                               operations=(last.index, loss.operation),
                               evidence={"what": what, "cure": cure, "loss": loss.op, "activation": last.op if activation else "",
@@ -61,6 +61,8 @@ class LossInputMismatch(Rule):
         if e["cure"] == "softmax-axis":
             return (Prescription("softmax-axis", f"Take the {e['activation']} over the classes, axis 1", kind="loss", modules=(m.module,), span=m.location,
                                  arguments={"dim": 1, "old": e["axis"]}),)
+        if e["cure"] == "log-softmax":
+            return (Prescription("log-softmax", "Give nll_loss the log_softmax", kind="loss", modules=(m.module,), span=m.location),)
         if e["cure"]:
             return (Prescription("replace-loss", f"Use {e['cure']} on the raw scores", kind="loss", span=m.location, arguments={"to": e["cure"]}),)
         return ()
@@ -88,5 +90,6 @@ def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str
     if loss.op == "binary_cross_entropy" and op not in PROBABILITIES and low is not None and high is not None and (low < 0 or high > 1):
         return 2.0, f"binary_cross_entropy needs probabilities but gets values from {low:.3g} to {high:.3g}", "binary_cross_entropy_with_logits"
     if loss.op == "nll_loss" and op not in ("log_softmax", "logsigmoid", "log") and high is not None and (high > 1e-6 or op in PROBABILITIES):
-        return 2.0, f"nll_loss needs log-probabilities (at most 0) but gets values up to {high:.3g}", "cross_entropy"
+        what = f"nll_loss needs log-probabilities (at most 0) but gets values up to {high:.3g}"
+        return 2.0, what, "log-softmax" if op == "softmax" else "cross_entropy"
     return None
