@@ -74,6 +74,7 @@ ELSEWHERE = {
     "step-schedule-per-epoch": "scheduler.step() is called in the training loop; move it there",
     "remake-optimizer": "the training loop holds the optimizer; make it there, behind the model",
     "log-softmax": "the loss needs the logarithm; write log_softmax where the softmax is called",
+    "rename-keys": "the weights are loaded in the script; rename them there",
     "scale-scores": "the scores are made in forward; divide them there",
     "permute-axes": "the call is in forward; edit it there",
     "relative-schedule": "the schedule was built with its function; build it anew",

@@ -1,10 +1,11 @@
-"""Layers in plain Python containers become visible: nn.ModuleList, nn.ModuleDict."""
+"""Layers in plain Python containers become visible (nn.ModuleList, nn.ModuleDict), weights get the names under which the model knows them."""
 from __future__ import annotations
 
 import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -79,4 +80,15 @@ def _grown(tree: Tree, owner: ast.expr, kind: type[ast.List | ast.Dict], contain
     raise TreatmentRefused(f"keep the layers in {tree.source(owner)} = {tree.nn()}{container}()")
 
 
-PLANNERS = {"register-modules": register_modules}
+def rename_keys(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """load_state_dict(weights) gets the same weights under the names that the model has."""
+    tree = context.tree_of(prescription.span)
+    weights = argument(tree.call(prescription.span), "state_dict", 0)
+    if weights is None:
+        raise TreatmentRefused("load_state_dict is not called there; rename the weights where it is")
+    prefix = str(prescription.arguments["prefix"])
+    name = f'f"{prefix}{{name}}"' if prescription.arguments["add"] else f'name.removeprefix("{prefix}")'
+    return [tree.replace(weights, f"{{{name}: value for name, value in {tree.operand(weights)}.items()}}")]
+
+
+PLANNERS = {"register-modules": register_modules, "rename-keys": rename_keys}

@@ -31,3 +31,29 @@ def test_an_optimizer_of_a_model_that_was_replaced(tmp_path):
     script.write_text(text)
     finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "unoptimized-parameter"]
     assert finding.location.line == 6 and "replaced after it" in finding.message and finding.fixes[0].prescription.treatment == "remake-optimizer"
+
+
+LOAD = """
+    import torch
+    from torch import nn
+    import torch.nn.functional as F
+    torch.manual_seed(0)
+    x = torch.randn(256, 8); y = (x[:, 0] > 0).long()
+    def net(): return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    model = net()
+    model.load_state_dict({"%s" + k: v for k, v in net().state_dict().items()}, strict=False)
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    for i in range(20):
+        loss = F.cross_entropy(model(x), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+"""
+
+
+def test_weights_whose_names_have_a_prefix_are_renamed(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(LOAD % "module.").lstrip())
+    finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "weights-not-loaded"]
+    cure = finding.fixes[0].prescription
+    assert (cure.treatment, cure.arguments["prefix"], cure.arguments["add"], cure.span.line) == ("rename-keys", "module.", False, 8)
+    script.write_text(textwrap.dedent(LOAD % "").lstrip())
+    assert not [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "weights-not-loaded"]

@@ -131,6 +131,14 @@ def test_the_logarithm_of_a_softmax(tmp_path, made, after):
     assert edit(tmp_path, HEAD + f"y = {made}\n", "log-softmax", where=made) == HEAD + f"y = {after}\n"
 
 
+@pytest.mark.parametrize(("add", "after"), [
+    (False, '{name.removeprefix("module."): value for name, value in torch.load(p).items()}'), (True, '{f"module.{name}": value for name, value in torch.load(p).items()}')])
+def test_weights_are_loaded_under_other_names(tmp_path, add, after):
+    text = HEAD + "net.load_state_dict(torch.load(p), strict=False)\n"
+    where = "net.load_state_dict(torch.load(p), strict=False)"
+    assert edit(tmp_path, text, "rename-keys", where=where, prefix="module.", add=add) == text.replace("torch.load(p)", after)
+
+
 def test_an_axis_from_elsewhere_is_left(tmp_path):
     with pytest.raises(TreatmentRefused, match="has to be 1"):
         edit(tmp_path, HEAD + "y = nn.LogSoftmax(dim=axis)\n", "softmax-axis", where="nn.LogSoftmax(dim=axis)", dim=1, old=0)

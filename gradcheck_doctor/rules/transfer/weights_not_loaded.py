@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 
@@ -34,3 +35,25 @@ class WeightsNotLoaded(Rule):
 
     def message(self, m: Measurement) -> str:
         return f"{m.evidence['skipped']} keys did not match when the weights were loaded (missing {m.evidence['missing'][:2]}, unexpected {m.evidence['unexpected'][:2]})"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        facts = next((f for f in recording.notes.get("loaded", ()) if f.get("span") == m.location), None)
+        if facts is None or m.location is None:
+            return ()
+        for add, given, wanted in ((False, facts["unexpected"], facts["missing"]), (True, facts["missing"], facts["unexpected"])):
+            prefix = _prefix(given, wanted)
+            if prefix and 2 * sum(n.removeprefix(prefix) in wanted for n in given if n.startswith(prefix)) >= len(facts["unexpected"]):
+                title = f"{'Put' if add else 'Take'} {prefix!r} {'in front of' if add else 'off'} the names of the weights"
+                return (Prescription("rename-keys", title, kind="model", span=m.location, arguments={"prefix": prefix, "add": add}),)
+        return ()
+
+
+def _prefix(given: Sequence[str], wanted: Sequence[str]) -> str:
+    """What stands in front of one of the names that are `wanted`."""
+    known = set(wanted)
+    for name in given:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in known:
+                return ".".join(parts[:cut]) + "."
+    return ""
