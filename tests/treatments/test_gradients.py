@@ -94,7 +94,8 @@ def test_the_optimizer_is_made_again_behind_the_model_that_replaces_another(tmp_
     before = HEAD + ("net = Net()\nopt = torch.optim.SGD(net.parameters(), lr=0.1)\nplan = ExponentialLR(opt, 0.9)\n"
                      "for fold in folds:\n    net = Net()\n    train(net, opt)\n")
     made = "    net = Net()\n"
-    after = before.replace(f"{made}    train", f"{made}    opt = torch.optim.SGD(net.parameters(), lr=0.1)\n    plan = ExponentialLR(opt, 0.9)\n    train")
+    again = "    opt = torch.optim.SGD(net.parameters(), lr=0.1)\n    plan = ExponentialLR(opt, 0.9)\n"
+    after = before.replace(f"{made}    train", f"{made}{again}    train")
     where = "torch.optim.SGD(net.parameters(), lr=0.1)"
     assert cured(tmp_path, before, "remake-optimizer", where=where) == after
     with pytest.raises(TreatmentRefused, match="behind the statement that makes the net"):

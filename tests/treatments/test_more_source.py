@@ -132,7 +132,8 @@ def test_the_logarithm_of_a_softmax(tmp_path, made, after):
 
 
 @pytest.mark.parametrize(("add", "after"), [
-    (False, '{name.removeprefix("module."): value for name, value in torch.load(p).items()}'), (True, '{f"module.{name}": value for name, value in torch.load(p).items()}')])
+    (False, '{name.removeprefix("module."): value for name, value in torch.load(p).items()}'),
+    (True, '{f"module.{name}": value for name, value in torch.load(p).items()}')])
 def test_weights_are_loaded_under_other_names(tmp_path, add, after):
     text = HEAD + "net.load_state_dict(torch.load(p), strict=False)\n"
     where = "net.load_state_dict(torch.load(p), strict=False)"
