@@ -31,6 +31,7 @@ class Repair:
     after: str
     kept: list[tuple[Finding, Fix]] = field(default_factory=list)
     refused: list[tuple[Finding, Fix]] = field(default_factory=list)
+    unknown: list[Finding] = field(default_factory=list)    # causes for which no rule prescribes anything
     end: ReportData | None = None          # what the last measurement of the kept text found; None when nothing was measured
 
     @property
@@ -49,13 +50,14 @@ def repair(report: ReportData, file: str, *, unsafe: bool, verify: bool, express
     """
     judged, run = _restricted(report, wanted), report.kind == "run"
     refused: list[tuple[Finding, Fix]] = []
+    unknown = [f for f in report.causes if f.severity != "info" and wanted(f) and not f.fixes]
     for home in _homes(judged, file, unsafe) if run else [file]:
         script = "" if _same(home, file) else file
         result = _repaired(judged, Trial(home, unsafe, verify, run, expression, arguments, () if run else options, script), wanted)
         if result.kept:
             return result
         refused += result.refused
-    result.refused = _telling(refused)
+    result.refused, result.unknown = _telling(refused), unknown
     return result
 
 

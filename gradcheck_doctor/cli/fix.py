@@ -98,6 +98,8 @@ def _say(repairs: Sequence[Repair], left: Sequence[Repair], outdated: Set[str], 
             if shared.verbose or not result.kept and result.file not in outdated or finding.code in codes:
                 reason = fix.refusal or fix.verified.reason or fix.verified.status
                 click.echo(f"{where}not kept: {finding.code} {fix.prescription.title}: {reason}", err=True)
+        for finding in result.unknown:
+            click.echo(f"{where}no fix is known for {finding.code} {finding.rule} ({finding.severity}); mend it by hand", err=True)
         for finding in causes:
             click.echo(f"{where}left: {finding.code} {finding.rule} ({finding.severity})", err=True)
     for result in left:

@@ -5,18 +5,23 @@ import linecache
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from records_sample import report as sample
 from test_command_line import HEAD, SICK
 
+from gradcheck_doctor.cli.fix import _say
 from gradcheck_doctor.cli.main import cli
+from gradcheck_doctor.cli.options import Shared
+from gradcheck_doctor.config import Config
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.patch import Patch, repaired, steps
 from gradcheck_doctor.records.findings import Edit, Finding, Fix, Prescription, ReportData, Verified
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.sources import decoded, encoded, lines_of
-from gradcheck_doctor.repair import Repair
+from gradcheck_doctor.repair import Repair, repair
 from gradcheck_doctor.report.edits import replacements
 from gradcheck_doctor.treatments.tree import applied, read
 
@@ -364,3 +369,13 @@ def test_suggestions_are_whole_lines(tmp_path, monkeypatch):
     for part in reversed(replacements(edits)):
         rows[part.first - 1:part.last] = part.text.split("\n")
     assert "\n".join(rows) == applied(text, edits) == "é = 1; b = 20\r\nx = 0\r\n\r\nc = 3\r\nd = 4\r\n"
+
+
+def test_a_cause_without_a_known_fix_is_said(tmp_path, capsys):
+    path = tmp_path / "m.py"
+    path.write_text("x = 1\n")
+    lone = replace(sample().findings[1], severity="error")
+    result = repair(replace(sample(), target=str(path), findings=(lone,)), str(path), unsafe=True, verify=False)
+    assert result.unknown == [lone]
+    _say([result], [], set(), False, False, True, Shared(Config(), None, None, None, False, False, False, "auto"))
+    assert "no fix is known for GD301 vanishing-gradient (error); mend it by hand" in capsys.readouterr().err
