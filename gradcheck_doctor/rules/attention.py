@@ -48,6 +48,12 @@ def hard_attention(recording: Recording) -> Iterator[HardAttention]:
             yield HardAttention(operation, product, layers, chosen, spread, between, product.input_shapes[0][-1] if product.input_shapes else 0)
 
 
+def of_scores(recording: Recording, operation: Operation) -> bool:
+    """It is taken of the product of two values that depend on the input, such as queries and keys."""
+    ways = before(recording, [operation.index], lambda o: (_on_way(o) or o.category == "layer") and o.op not in PRODUCTS)
+    return any(o.op in PRODUCTS and not o.parameters and len(set(o.producers)) >= 2 for o in ways)
+
+
 def _keys(operation: Operation) -> int:
     """Over how many values a softmax goes, 0 for everything else."""
     axis = operation.attributes.get("dim")

@@ -61,3 +61,24 @@ HARMLESS = {
 @pytest.mark.parametrize("how", HARMLESS.values(), ids=HARMLESS)
 def test_attention_that_looks_alike(how):
     assert found(Attention(**how)) == []
+
+
+class TalkingHeads(nn.Module):
+    """The weights of the heads are mixed in front of the softmax and behind it (Shazeer et al. 2020)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.before, self.behind, self.head = nn.Linear(48, 144), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(48, 2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(64, 8, 3, 4, 12).permute(2, 0, 3, 1, 4)
+        scores = self.before((q @ k.mT / 12**0.5).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weights = self.behind(scores.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head((weights @ v).transpose(1, 2).reshape(64, 8, 48).mean(1))
+
+
+def test_talking_heads_are_no_hidden_softmax():
+    assert not doctor.audit(TalkingHeads(), (X, Y), F.cross_entropy).has("hidden-softmax")
+    sick = nn.Sequential(nn.Flatten(), nn.Linear(384, 32), nn.Softmax(-1), nn.Linear(32, 2))
+    assert doctor.audit(sick, (X, Y), F.cross_entropy).has("hidden-softmax")
