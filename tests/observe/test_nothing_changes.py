@@ -188,6 +188,24 @@ def test_attributes_that_forward_changes_come_back():
     assert model.calls == 0 and model.seen == [] and not hasattr(model, "cache")
 
 
+def test_containers_of_tensors_come_back():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.by_size, self.kept, self.names = nn.Linear(3, 2), {"a": torch.zeros(2)}, [torch.ones(2)], {"x"}
+
+        def forward(self, x):
+            self.by_size["a"], self.by_size["b"] = torch.ones(2), torch.ones(3)
+            self.kept[0] = torch.zeros(2)
+            self.names.add("y")
+            return self.fc(x)
+    model = Caching()
+    before = model.by_size["a"], model.kept[0]
+    with untouched(model):
+        model(torch.randn(4, 3))
+    assert list(model.by_size) == ["a"] and model.by_size["a"] is before[0] and model.kept[0] is before[1] and model.names == {"x"}
+
+
 def test_the_users_own_mode_survives():
     """A torch.device context entered before and left during observation is restored as it was."""
     model = make_plain()
