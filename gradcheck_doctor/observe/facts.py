@@ -94,7 +94,8 @@ class Facts:
     def _batchnorm(self, module: Any) -> None:
         weight = module._parameters.get("weight")
         frozen = weight is not None and not weight.requires_grad
-        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "eval_steps": 0, "start": None, "change": 0.0, "follows": False})
+        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "eval_steps": 0, "start": None, "change": 0.0,
+                                                      "follows": False})
         self._modules[id(module)] = module
         row["steps"] += 1
         row["eval_steps"] += not module.training
