@@ -54,7 +54,8 @@ class GradientSpike(Rule):
         clips = [e for e in recording.events_of("clip_norm") if e.value]
         factor = max(f for _, f in spikes)
         record = recording.optimizers[0] if recording.optimizers else None
-        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if clips or learned(recording) or not ended and _signless(recording, [norms[i][0] for i, _ in spikes]) else None,
+        harmless = clips or learned(recording) or not ended and _signless(recording, [norms[i][0] for i, _ in spikes])
+        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if harmless else None,
                           evidence={"spikes": len(spikes), "largest": factor, "steps": len(norms), "p90": sorted(n for _, n in norms)[int(0.9 * len(norms))],
                                     "clipped_at": clips[-1].value if clips else None, "clip": clips[-1].span if clips else None})
 

@@ -53,7 +53,8 @@ class UnoptimizedParameter(Rule):
         built = orphans[0]["built"] if orphans else module.built if module is not None else None
         yield Measurement(value=sum(p.count for p in missing) / max(total, 1), module=missing[0].module,
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
-                          cap=mild(recording) if not orphans and _trained(missing) else None, evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans),
+                          cap=mild(recording) if not orphans and _trained(missing) else None,
+                          evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans),
                                     **({"taking_turns": True} if adversarial(recording) else {})})
 
     def _never(self, recording: Recording, row: Mapping[str, Any], names: Sequence[str]) -> Measurement:

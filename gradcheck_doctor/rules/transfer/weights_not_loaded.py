@@ -6,7 +6,6 @@ from typing import Any
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 
-
 NEARLY_ALL = 0.9       # of the model's keys are missing
 
 
