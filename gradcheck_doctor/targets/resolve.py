@@ -116,8 +116,8 @@ def _folder(folder: Path, options: Options, say: Say) -> list[Target]:
                 found.extend(resolve(str(path), options))
         except DoctorError as reason:
             problems.append((path, reason))
-        except Exception as error:
-            problems.append((path, unexpected(error)))
+        except Exception as failure:
+            problems.append((path, unexpected(failure)))
     if not found:
         listed = "".join(f"\n  {(str(error).splitlines() or ['?'])[0]}" for _, error in problems)
         raise TargetError(f"no model below {folder} could be audited" + (listed or "; no file defines one"))
