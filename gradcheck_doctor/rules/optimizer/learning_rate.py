@@ -114,7 +114,8 @@ class LearningRateTooHigh(Rule):
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "usual_update": strides.usual, "first_updates": strides.first, "lr": lr,
-                                    "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful, **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
+                                    "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful,
+                                    **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
