@@ -8,13 +8,14 @@ import click
 from gradcheck_doctor.cli.options import Probe
 from gradcheck_doctor.cli.streams import stdout_to_stderr
 from gradcheck_doctor.config import Config
+from gradcheck_doctor.errors import DoctorError
 from gradcheck_doctor.records.findings import ReportData
 from gradcheck_doctor.session import audit_target
-from gradcheck_doctor.targets.resolve import Options, buildable, resolve
+from gradcheck_doctor.targets.resolve import Options, buildable, passed_over, resolve, unexpected
 
 
 def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None, broken: list[str] | None = None) -> list[ReportData]:
-    """One report for each model that the targets name; with `skip` what can't be built is passed over, and said.
+    """One report for each model that the targets name; with `skip` what can't be built is passed over, and said. So is, among others, what can't be probed.
 
     Args:
         broken: gets what was passed over in a folder although something is wrong with it.
@@ -29,4 +30,13 @@ def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | No
 
     with stdout_to_stderr():
         found = [target for spec in targets for target in build(spec, options, say=say)]
-        return [probe.noted(audit_target(t, config=config, steps=probe.steps, overfit=probe.overfit).report) for t in found]
+        reports, failed = list[ReportData](), list[Exception]()
+        for target in found:
+            try:
+                reports.append(probe.noted(audit_target(target, config=config, steps=probe.steps, overfit=probe.overfit).report))
+            except Exception as error:
+                failed.append(error)
+                if len(failed) == len(found):                           # nothing is left to report
+                    raise
+                say(passed_over(target.name, error if isinstance(error, DoctorError) else unexpected(error)), True)
+        return reports

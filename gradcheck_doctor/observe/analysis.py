@@ -11,7 +11,7 @@ from torch import Tensor
 from gradcheck_doctor.observe.again import KEPT_INPUTS, learned
 from gradcheck_doctor.observe.calls import loss_scale
 from gradcheck_doctor.observe.gradient_hook import GradientHook
-from gradcheck_doctor.observe.graph import FULL, Node, gather
+from gradcheck_doctor.observe.graph import FULL, Node, gather, own_gradient
 from gradcheck_doctor.observe.losses import is_residual, loss_record
 from gradcheck_doctor.observe.names import CATEGORY, FRAGILE, dtype_name, plain_attributes, refined
 from gradcheck_doctor.observe.norm_input import note_first_norm
@@ -131,6 +131,8 @@ def _describe(observer: Observer, node: Node, func: Any, args: Any, kwargs: Any,
     node.attributes = plain_attributes(func, args, kwargs)
     if inplace:
         node.attributes["inplace"] = True
+    if any(map(own_gradient, inputs)):
+        node.attributes["own_gradient"] = True
     node.parameters = used
     node.shape, node.requires_grad = tuple(value.shape), value.requires_grad
     node.input_shapes = tuple(tuple(t.shape) for t in inputs)

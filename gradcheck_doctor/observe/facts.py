@@ -11,6 +11,7 @@ from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.init_code import repeated, unapplied
 from gradcheck_doctor.observe.scope import join
 from gradcheck_doctor.observe.source import Source
+from gradcheck_doctor.observe.updates import same_values
 from gradcheck_doctor.records.recording import ModuleRecord
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Facts:
     def _batchnorm(self, module: Any) -> None:
         weight = module._parameters.get("weight")
         frozen = weight is not None and not weight.requires_grad
-        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "eval_steps": 0, "start": None, "change": 0.0})
+        row = self.batchnorm.setdefault(id(module), {"steps": 0, "frozen_steps": 0, "frozen_training_steps": 0, "eval_steps": 0, "start": None, "change": 0.0,
+                                                      "follows": False})
         self._modules[id(module)] = module
         row["steps"] += 1
         row["eval_steps"] += not module.training
@@ -102,9 +104,10 @@ class Facts:
             row["frozen_training_steps"] += module.training
             mean, variance = module.running_mean.detach(), module.running_var.detach()
             if row["start"] is None:
-                row["start"] = (mean.clone(), variance.clone())
+                row["start"] = (mean.clone(), variance.clone(), weight.detach().clone())
             else:
-                start_mean, start_variance = row["start"]
+                start_mean, start_variance, start_weight = row["start"]
+                row["follows"] = row["follows"] or not same_values(start_weight, weight)         # a moving average of another network
                 row["change"] = ((mean - start_mean).abs() / (start_variance + 1e-5).sqrt()).mean().item()
 
     def notes(self, observer: Observer, modules: tuple[ModuleRecord, ...], read: Sequence[Source]) -> dict[str, Any]:

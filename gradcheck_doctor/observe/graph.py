@@ -161,6 +161,12 @@ class Graph:
         return seen
 
 
+def own_gradient(tensor: torch.Tensor) -> bool:
+    """An autograd function of the user's made it, so that its gradient may be whatever that says (a reversal, a scale that grows)."""
+    maker = tensor.grad_fn
+    return isinstance(maker, torch.autograd.function.BackwardCFunction) and not str(getattr(type(maker), "_forward_cls", torch).__module__).startswith("torch.")
+
+
 def gather(values: Iterable[Any], found: list[torch.Tensor]) -> None:
     """Append the tensors in arguments, lists, tuples and dicts of them."""
     for value in values:

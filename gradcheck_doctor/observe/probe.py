@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradcheck_doctor.errors import ProbeError
 from gradcheck_doctor.observe.provenance import ConstructionLog
-from gradcheck_doctor.observe.trials import train_and_eval
+from gradcheck_doctor.observe.trials import adam, train_and_eval
 from gradcheck_doctor.observe.untouched import untouched
 from gradcheck_doctor.observe.watch import Monitor
 from gradcheck_doctor.records.recording import InputRecord, Recording
@@ -78,10 +78,9 @@ def hidden_by_zeros(model: nn.Module) -> bool:
 
 
 def _default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ProbeError(_no_gradient(model))
-    return torch.optim.Adam(trainable, lr=1e-3)
+    return adam(model)
 
 
 def _backward(loss: Tensor, model: nn.Module) -> None:

@@ -19,6 +19,19 @@ ENOUGH = 0.05                      # of the first loss: no more steps are needed
 LAST = 10                          # losses of which the least counts
 
 
+def adam(model: nn.Module, rate: float = 1e-3) -> torch.optim.Adam:
+    """Adam for throw-away steps; the sparse gradients of an embedding, which it refuses, are made dense for it."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
+    optimizer.register_step_pre_hook(_dense)
+    return optimizer
+
+
+def _dense(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def overfit(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
             seed: int = 0, steps: int = STEPS) -> dict[str, Any]:
     """Train on the one batch until the loss is 5 % of its start, at most `steps` steps; the model comes back as it was.
@@ -36,7 +49,7 @@ def overfit(model: nn.Module, compute_loss: Callable[[nn.Module], Tensor], *, ma
         tried.append(rate)
         with untouched(model), torch.enable_grad():
             torch.manual_seed(seed)
-            optimizer = make_optimizer(model) if make_optimizer is not None else torch.optim.Adam([p for p in model.parameters() if p.requires_grad], rate)
+            optimizer = make_optimizer(model) if make_optimizer is not None else adam(model, rate)
             losses = list(_losses(model, compute_loss, optimizer, steps))
         found = _judged(losses)
         if not best or found["share"] < best["share"]:

@@ -138,13 +138,16 @@ def _feeder(recording: Recording, layer: Operation) -> tuple[Operation | None, O
     current: Operation | None = layer
     while True:
         assert current is not None
+        if current.attributes.get("own_gradient"):
+            return None, seen                             # what the user's autograd function hands on is another gradient
         current = back(recording, current, TRANSPARENT | {"pool"})
         if current is None or len(recording.consumers[current.index]) > 1:
             return None, seen                             # the value also goes elsewhere: a skip starts here
         if current.category == "activation" and phi(current) is not None:
             seen = seen or current
             continue
-        return (current, seen) if current.category == "layer" and weight(recording, current) is not None else (None, seen)
+        fits = current.category == "layer" and weight(recording, current) is not None and not _apart(recording, current, layer)
+        return (current, seen) if fits else (None, seen)
 
 
 @once
@@ -167,6 +170,24 @@ def runs(recording: Recording) -> tuple[Run, ...]:
             names = [o.parameters for o in chain]
             found.append(Run(tuple(chain), tuple(between), _behind(recording, last), recurrent=len(set(names)) < len(names)))
     return tuple(sorted(found, key=lambda r: (-len(r.layers), r.layers[0].index)))
+
+
+@once
+def _owners(recording: Recording) -> dict[str, frozenset[int]]:
+    """The optimizers that step each parameter."""
+    owners: dict[str, frozenset[int]] = {}
+    for number, record in enumerate(recording.optimizers):
+        for name in (n for g in record.groups for n in g.parameters):
+            owners[name] = owners.get(name, frozenset()) | {number}
+    return owners
+
+
+def _apart(recording: Recording, low: Operation, high: Operation) -> bool:
+    """The two layers are of different networks, each with an optimizer of its own: a generator and its critic."""
+    owners, a, b = _owners(recording), weight(recording, low), weight(recording, high)
+    if a is None or b is None or a.name not in owners or b.name not in owners:
+        return False
+    return a.name.partition(".")[0] != b.name.partition(".")[0] and owners[a.name].isdisjoint(owners[b.name])
 
 
 def _behind(recording: Recording, layer: Operation) -> Operation | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from gradcheck_doctor.errors import BatchError, ProbeError
 from gradcheck_doctor.observe.provenance import current_log
+from gradcheck_doctor.observe.trials import adam
 from gradcheck_doctor.targets.losses import checked, make_loss
 from gradcheck_doctor.targets.target import Target
 
@@ -38,7 +39,7 @@ def target_of_model(model: nn.Module, batch: Any, loss: Callable[..., Any] | Non
 
 def default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Adam at 1e-3, used for throw-away steps when the target names no optimizer."""
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    return adam(model)
 
 
 def shapes(value: Any) -> str:

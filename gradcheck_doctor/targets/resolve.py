@@ -80,11 +80,16 @@ def buildable(spec: str, options: Options | None = None, *, say: Say = _silent) 
             return []
         return resolve(spec, options, say=say)
     except (TargetError, BatchError) as error:
-        say(_passed_over(spec, error), not isinstance(error, NotForAudit))
+        say(passed_over(spec, error), not isinstance(error, NotForAudit))
         return []
 
 
-def _passed_over(spec: str, error: Exception) -> str:
+def unexpected(error: Exception) -> TargetError:
+    """What is said of a failure that is ours, where the other files are audited all the same."""
+    return TargetError(f"internal error: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} (--verbose on this file alone shows the traceback)")
+
+
+def passed_over(spec: str, error: Exception) -> str:
     first, *more = str(error).splitlines() or ["?"]
     hint = next((line for line in more if line.startswith(("Try: ", "Use: "))), "")
     return f"doctor: passed over {spec}: {first.removesuffix(' Classes seen:')}" + (f" {hint}" if hint else "")
@@ -111,11 +116,13 @@ def _folder(folder: Path, options: Options, say: Say) -> list[Target]:
                 found.extend(resolve(str(path), options))
         except DoctorError as reason:
             problems.append((path, reason))
+        except Exception as failure:
+            problems.append((path, unexpected(failure)))
     if not found:
         listed = "".join(f"\n  {(str(error).splitlines() or ['?'])[0]}" for _, error in problems)
         raise TargetError(f"no model below {folder} could be audited" + (listed or "; no file defines one"))
     for path, error in problems:
-        say(_passed_over(str(path), error), not isinstance(error, NotForAudit))
+        say(passed_over(str(path), error), not isinstance(error, NotForAudit))
     return found
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gradcheck_doctor as doctor
-from gradcheck_doctor.records.recording import Event, ModuleRecord, Operation, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.records.recording import Event, LossRecord, ModuleRecord, Operation, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.engine import diagnose
 from gradcheck_doctor.rules.recurrent.cures import recurrent_operations
@@ -143,3 +143,22 @@ def test_a_difference_in_the_loss_is_no_skip_and_a_small_drift_no_finding():
     skips = selu(F.mse_loss, lambda f, x: x + f(x))
     assert skips is not None and "the network has skips" in skips.evidence["broken"]
     assert "skips" not in str(selu(ranking, std=0.3).evidence["broken"])
+
+
+# -- losses that need not fall -----------------------------------------------------------------------------------------------------------
+def spiking(behind, floor=-1.0, op="scalar"):
+    """Severity of `gradient-spike` where three gradients are 30 times the usual; `behind` is added to the loss after each."""
+    draw = random.Random(0)
+    spikes = (40, 70, 100)
+    curve = [max(draw.gauss(0.0, 1.0), floor) + behind * sum(i > s for s in spikes) for i in range(140)]
+    norms = [30.0 if i in spikes else 1.0 for i in range(140)]
+    return the(run(curve, norms, losses=(LossRecord(-1, op),)), "gradient-spike").severity
+
+
+def test_spikes_of_a_policy_that_do_no_harm_are_information():
+    assert spiking(0.0) == "info"
+
+
+@pytest.mark.parametrize("options", [{"behind": 8.0}, {"behind": 0.0, "floor": 0.0}, {"behind": 0.0, "op": "cross_entropy"}])
+def test_spikes_that_raise_the_loss_or_of_a_loss_that_should_fall_are_not(options):
+    assert spiking(**options) == "warning"

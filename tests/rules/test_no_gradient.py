@@ -310,3 +310,32 @@ def test_steps_that_a_scaler_leaves_out():
         scaler.step(opt)
         scaler.update()
     assert found(mlp(), do) == []
+
+
+# -- gates that start at 0 ---------------------------------------------------------------------------------------------------------------
+class Gated(nn.Module):
+    """Three blocks x + gate(alpha) * f(x)."""
+
+    def __init__(self, shape, gate, alpha=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3))
+        self.alphas = nn.ParameterList(nn.Parameter(torch.full(shape, alpha)) for _ in range(3))
+        self.gate, self.head = gate, nn.Linear(8, 3)
+
+    def forward(self, x):
+        for block, alpha in zip(self.blocks, self.alphas):
+            x = x + self.gate(alpha) * block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("shape", "gate"), [((), lambda a: a), ((1,), torch.tanh), ((), lambda a: a.view(1, 1))])
+def test_a_branch_that_a_gate_of_zeros_hides_is_info_before_any_step(shape, gate):
+    findings = [f for f in doctor.audit(Gated(shape, gate), (X, Y), loss=F.cross_entropy).findings if f.code == "GD303"]
+    assert [f.severity for f in findings] == ([] if shape else ["info"])             # behind a vector of zeros a probe takes a few steps
+    assert all("multiplied by a parameter that starts at 0" in f.message for f in findings)
+
+
+def test_a_branch_that_a_constant_of_zero_hides_is_not():
+    findings = [f for f in doctor.audit(Gated((), lambda a: 0.0 * a, 1.0), (X, Y), loss=F.cross_entropy).findings if f.code == "GD303"]
+    assert [f.severity for f in findings] == ["error"]

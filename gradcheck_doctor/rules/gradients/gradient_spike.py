@@ -22,7 +22,8 @@ class GradientSpike(Rule):
 
     Why it matters: a single step with a thousand times the usual gradient can undo an epoch; after it ReLU units may be dead.
 
-    When it is harmless: warm-up and the first steps (not counted), with clipping, or when the loss falls all the same.
+    When it is harmless: warm-up and the first steps (not counted), with clipping, or when the loss falls all the same. The gradients of a policy are
+    heavy-tailed and its loss need not fall: spikes are information where a loss of unknown making takes both signs and is no higher after them.
 
     Sources: Pascanu et al. 2013 (arXiv:1211.5063); Géron, ch. 11.
     """
@@ -53,7 +54,8 @@ class GradientSpike(Rule):
         clips = [e for e in recording.events_of("clip_norm") if e.value]
         factor = max(f for _, f in spikes)
         record = recording.optimizers[0] if recording.optimizers else None
-        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if clips or learned(recording) else None,
+        harmless = clips or learned(recording) or not ended and _signless(recording, [norms[i][0] for i, _ in spikes])
+        yield Measurement(value=factor, location=record.stepped if record is not None else None, cap="info" if harmless else None,
                           evidence={"spikes": len(spikes), "largest": factor, "steps": len(norms), "p90": sorted(n for _, n in norms)[int(0.9 * len(norms))],
                                     "clipped_at": clips[-1].value if clips else None, "clip": clips[-1].span if clips else None})
 
@@ -66,6 +68,21 @@ class GradientSpike(Rule):
             return () if norm >= used else (Prescription("clip-threshold", f"Clip at {norm:g} instead of {used:g}: 90 % of the norms are below it", kind="clip",
                                                          span=m.evidence["clip"], arguments={"max_norm": norm}),)
         return (Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip", span=m.location, arguments={"max_norm": 1.0, "p90": m.evidence["p90"]}),)
+
+
+def _signless(recording: Recording, steps: list[int]) -> bool:
+    """A loss of unknown making that takes both signs, so that it need not fall, and lies no higher in the 20 steps behind each spike than it did before."""
+    values = [v for _, v in recording.curve]
+    if not recording.losses or any(x.op != "scalar" for x in recording.losses) or min(sum(v < 0 for v in values), sum(v > 0 for v in values)) < 2:
+        return False
+    for step in steps:
+        past = [v for s, v in recording.curve if s < step][-WINDOW:]
+        after = [v for s, v in recording.curve if s > step][:WINDOW]
+        if past and after:
+            middle = median(past)
+            if median(after) > middle + 3.0 * median(abs(v - middle) for v in past):
+                return False
+    return True
 
 
 def spikes_of(norms: list[float]) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ from gradcheck_doctor.rules.flow import location
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
 CHOOSING = frozenset({"getitem", "select", "narrow", "index_select", "chunk", "split", "unbind", "gather", "where", "masked_fill", "setitem"})
 JOINING = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})
+PRODUCTS = frozenset({"mul", "multiply", "matmul", "mm", "bmm", "einsum"})
 WITHHELD = ("detach", "data", "no_grad", "numpy", "tolist")       # the value goes on, its gradient does not: by intent where the weights were trained before
 FEWEST = 5                                     # observed steps before which gradients were gone
 _PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")
@@ -34,6 +35,7 @@ class Barrier(NamedTuple):
     span: Span | None = None
     module: str = ""
     operation: int = -1
+    gated: bool = False            # the gradient ends where a parameter that starts at 0 is multiplied by it
 
 
 class NoGradient(Rule):
@@ -47,7 +49,7 @@ class NoGradient(Rule):
 
     When it is harmless: unused branches and experts, embedding rows not in the batch, biases before a normalisation, alternating GAN steps; pretrained
     features that are detached on purpose. A layer from whose output no way leads to the loss is info; so is one of whose output only parts are used that it
-does not reach, say because they are written over.
+    does not reach, say because they are written over, and, before any step, a branch that a parameter of zeros multiplies (ReZero).
 
     Sources: UMLAUT (Schoop et al. 2021); Bengio et al. 2013 (arXiv:1308.3432) for the straight-through cure of round and sign.
     """
@@ -68,8 +70,9 @@ does not reach, say because they are written over.
         ran = [w for w in weights if (m := recording.module.get(w.module)) is not None and m.calls > 0 or "<tensor" in w.name]
         silent = [w for w in ran if _silent(recording, w)]
         groups: dict[Barrier | None, list[Weight]] = {}
+        gates = _gates(recording)
         for weight in silent if len(silent) < len(ran) else ():
-            groups.setdefault(_fate(recording, weight), []).append(weight)
+            groups.setdefault(_fate(recording, weight, gates), []).append(weight)
         for barrier, cut in groups.items():
             yield self._cut(recording, barrier, cut, len(ran))
         dark, row = _dark(recording, weights)
@@ -80,15 +83,15 @@ does not reach, say because they are written over.
     def _cut(self, recording: Recording, barrier: Barrier | None, cut: list[Weight], of: int, block: bool = False) -> Measurement:
         first = recording.module.get(cut[0].module)
         op = barrier.op if barrier is not None else ""
-        harmless = barrier is None or len(recording.optimizers) > 1 or bool(recording.notes.get("warmed")) or (
+        harmless = barrier is None or barrier.gated or len(recording.optimizers) > 1 or bool(recording.notes.get("warmed")) or (
             all(map(_trained, cut)) if op in WITHHELD else not op and _behind_zeros(recording))
-        dead = barrier is not None and not op and any(o.units is not None and o.units.dead_fraction == 1.0 for o in recording.operations)
+        dead = barrier is not None and not op and not barrier.gated and any(o.units is not None and o.units.dead_fraction == 1.0 for o in recording.operations)
         place = barrier.span if barrier is not None and op else first.built if first is not None else None
         return Measurement(value=len(cut) / of, module=barrier.module if barrier is not None and barrier.module else cut[0].module, location=place,
                            modules=tuple(dict.fromkeys(w.module for w in cut)), op=op, cap="info" if harmless else None,
                            operations=(barrier.operation,) if barrier is not None and barrier.operation >= 0 else (),
                            evidence={"parameters": [w.name for w in cut][:8], "count": len(cut), "of": of, "used": barrier is not None,
-                                     "barrier": op or ("dead ReLU" if dead else ""), "block": block})
+                                     "barrier": op or ("dead ReLU" if dead else ""), "block": block, "gated": barrier is not None and barrier.gated})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
@@ -102,6 +105,8 @@ does not reach, say because they are written over.
             return f"{e['count']} of {e['of']} weights get no gradient ({names}): no use of what they compute by the loss was seen; freeze or remove them"
         if e["barrier"] == "no_grad":
             return f"{e['count']} of {e['of']} weights of the optimizer are never trained ({names}): their layers run under no_grad"
+        if e["gated"]:
+            return f"{e['count']} of {e['of']} weights get no gradient at first ({names}): what they compute is multiplied by a parameter that starts at 0"
         cause = f": {e['barrier']} {'lets no gradient through' if e['barrier'] in WITHHELD else 'has no slope'}" if e["barrier"] else ""
         return f"{e['count']} of {e['of']} weights that take part get no gradient ({names}){cause}"
 
@@ -142,13 +147,15 @@ def _trained(weight: Weight) -> bool:
     return all(part.trained for part in weight.parts)
 
 
-def _fate(recording: Recording, weight: Weight) -> Barrier | None:
+def _fate(recording: Recording, weight: Weight, gates: set[int]) -> Barrier | None:
     """What ends the gradient on every way from a weight to the loss; None where no way leads there at all, or none of its values goes it."""
     names = {part.name for part in weight.parts}
     module = recording.module.get(weight.module)
     uses = [o.index for o in recording.operations if names & set(o.parameters) or o.module == weight.module and module is not None and module.leaf]
     if uses:
-        return _first_barrier(recording, uses)
+        barrier = _first_barrier(recording, uses)
+        gated = barrier == Barrier() and any(o.index in gates for o in behind(recording, uses, lambda o: o.index not in gates))
+        return Barrier(gated=True) if gated else barrier
     row = next((r for r in recording.notes.get("hidden", ()) if r["op"] != "no_grad" and names & set(r["parameters"])), None)
     return Barrier(row["op"], row["span"]) if row is not None else None
 
@@ -224,6 +231,18 @@ def _cut_off(recording: Recording) -> Measurement | None:
             or any(seen.gradient is not None for o in recording.operations for seen in o.observed)):
         return None
     return Measurement(value=1.0, location=backward[0].span, order=130, evidence={"reached": steps})
+
+
+def _gates(recording: Recording) -> set[int]:
+    """Products that are exactly 0 because a factor comes from a parameter of zeros that is no bias (ReZero, gates of tanh(0)), before any training step."""
+    def zero(operation: Operation) -> bool:
+        return operation.first is None or operation.first.forward is None or operation.first.forward.norm == 0
+
+    def starts(operation: Operation) -> bool:
+        return any((p := recording.parameter.get(n)) is not None and p.scheme == "zeros" and "bias" not in p.role for n in operation.parameters)
+
+    products = [o for o in recording.operations if o.op in PRODUCTS and o.first is not None and zero(o)] if recording.total_steps == 0 else []
+    return {o.index for o in products if starts(o) or any(starts(p) for p in before(recording, [o.index], zero) if zero(p))}
 
 
 def _behind_zeros(recording: Recording) -> bool:

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
+from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -27,7 +28,8 @@ class InitActivationMismatch(Rule):
     Why it matters: PyTorch's default init has sigma_w^2 = 1/3 where ReLU needs 2: a factor of 0.41 a layer. That is harmless at two layers,
     1e-2 at six and 1e-8 at twenty. He keeps ReLU nets level, LeCun normal SELU nets, Glorot tanh and sigmoid nets.
 
-    When it is harmless: in shallow nets, under normalisation, with skips, and in runs of training that learn all the same: then it is info.
+    When it is harmless: in shallow nets, under normalisation, with skips, and in runs of training that learn all the same: then it is info. An output
+    layer that was started near 0 on purpose is not counted.
 
     Sources: Glorot and Bengio 2010; He et al. 2015 (arXiv:1502.01852); Klambauer et al. 2017 (arXiv:1706.02515); Géron, ch. 11.
     """
@@ -51,12 +53,14 @@ class InitActivationMismatch(Rule):
 
     def _judge(self, recording: Recording, run: Run) -> Measurement:
         weights = [weight(recording, layer) for layer in run.layers]
-        pairs = [(w.gain or 0.0, phi(act) if act is not None else None) for w, act in zip(weights, run.before, strict=True) if w is not None]
+        last = far_end(recording, run)
+        judged = weights[:run.layers.index(last) + 1]
+        pairs = [(w.gain or 0.0, phi(act) if act is not None else None) for w, act in zip(judged, run.before, strict=False) if w is not None]
         forward, backward = expected_attenuation(pairs[1:])
         decades = [math.log10(max(a, 1e-30)) for a in (forward, backward)]
         worst = max(decades, key=abs)
-        signal = signal_ratio(recording, run.layers[0], run.layers[-1])
-        gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
+        signal = signal_ratio(recording, run.layers[0], last)
+        gradient = gradient_ratio(recording, run.layers[0], last)
         seen = [math.log10(max(r, 1e-30)) for r in (signal, gradient) if r is not None]
         confirmed = any(s * worst > 0 and abs(s) >= min(max(1.0, CONFIRMED * abs(worst)), ENOUGH) for s in seen)
         scheme, act, _ = right_scheme(run.activations)
@@ -64,10 +68,9 @@ class InitActivationMismatch(Rule):
         selu = act == "selu" and abs(worst) >= 1.0
         confirmed = confirmed or selu and _drifted(recording, run)
         cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild_run(recording, run)
-        shown, middle = typical(recording, run.layers), weights[len(weights) // 2]
+        shown = typical(recording, run.layers)
         evidence = {"expected_forward": forward, "expected_backward": backward, "signal_ratio": signal, "gradient_ratio": gradient,
-                    "layers": len(run.layers), "activation": act, "scheme": middle.scheme if middle is not None else "",
-                    "right": TITLE[scheme], "decades": worst}
+                    "layers": len(judged), "activation": act, "scheme": _schemes(judged), "right": TITLE[scheme], "decades": worst}
         return Measurement(value=0.0 if fits else max(abs(worst), 2.0) if selu and confirmed else abs(worst),
                            module=shown.module, modules=run.modules, op=shown.op, location=_origin(recording, shown) or location(recording, shown),
                            operations=run.indices, evidence=evidence, cap=cap)
@@ -80,10 +83,16 @@ class InitActivationMismatch(Rule):
                 f"gradient by {e['expected_backward']:.2g} end to end in theory (measured: {', '.join(measured) or 'nothing'}); {right}")
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
+        run = next(r for r in runs(recording) if r.indices == m.operations)
         layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
         return (initialise(layers, run.activations), Prescription(
             "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))
+
+
+def _schemes(weights: Sequence[ParameterRecord | None]) -> str:
+    """How the weights were drawn; where in several ways, each with its number of layers, the commonest first."""
+    names = Counter(w.scheme.removesuffix(" (fan_out)") for w in weights if w is not None).most_common()
+    return names[0][0] if len(names) == 1 else ", ".join(f"{name} ({count})" for name, count in names)
 
 
 def _origin(recording: Recording, layer: Operation) -> Span | None:

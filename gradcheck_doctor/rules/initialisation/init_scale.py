@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import ParameterRecord, Recording
+from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.rules.attention import hard_attention
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, phi, runs, signal_ratio, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.rules.progress import mild
 
@@ -25,7 +25,8 @@ class InitScale(Rule):
 
     Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
 
-    When it is harmless: embeddings N(0, 1) in front of a LayerNorm, Fourier features, heads started near 0 on purpose, 0.02 in transformers.
+    When it is harmless: embeddings N(0, 1) in front of a LayerNorm, Fourier features, heads started near 0 on purpose, 0.02 in transformers. Where no
+    more than half of the hidden layers are far too small (the classifier of a VGG), what such a head adds to the shrinkage is not counted.
 
     Sources: Géron, ch. 11; measured in this project (3 x 500 N(0,1): first loss 4.4e4).
     """
@@ -52,7 +53,8 @@ class InitScale(Rule):
             branch = not all(o.on_spine for o in run.layers)
             if not any(w.scheme.startswith(FIXED) or w.orthogonal for w in hidden) or worst < 0 and branch:
                 continue                                    # a quiet branch beside a skip is a design
-            yield self._judge(recording, run, worst, act, hidden[decades.index(worst)])
+            last = far_end(recording, run) if 2 * sum(d <= -1.0 for d in decades) <= len(decades) else run.layers[-1]
+            yield self._judge(recording, run, last, worst, act, hidden[decades.index(worst)])
         for hard in hard_attention(recording):
             large = [(layer, w) for layer in hard.layers if (w := weight(recording, layer)) is not None and w.gain
                      and (w.scheme.startswith(FIXED) or w.orthogonal) and _gain(w) ** 2 > 10 * _target(w, "glorot uniform")]
@@ -65,9 +67,9 @@ class InitScale(Rule):
                     evidence={"variance_ratio": 10**worst, "scheme": large[0][1].scheme, "activation": "none", "right": TITLE["glorot uniform"],
                               "chosen": hard.chosen, "layers": len(layers)}, cap=mild(recording, "warning" if worst >= GROSS else "info") or "warning")
 
-    def _judge(self, recording: Recording, run: Run, worst: float, act: str, record: ParameterRecord) -> Measurement:
-        signal = signal_ratio(recording, run.layers[0], run.layers[-1])
-        gradient = gradient_ratio(recording, run.layers[0], run.layers[-1])
+    def _judge(self, recording: Recording, run: Run, last: Operation, worst: float, act: str, record: ParameterRecord) -> Measurement:
+        signal = signal_ratio(recording, run.layers[0], last)
+        gradient = gradient_ratio(recording, run.layers[0], last)
         saturated = max((max(o.units.saturated_fraction, o.units.flat_share) for o in run.activations if o.units is not None), default=0.0)
         effect = any(r is not None and not 1 / EFFECT <= r <= EFFECT for r in (signal, gradient)) or saturated > 0.5
         loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
@@ -82,7 +84,7 @@ class InitScale(Rule):
         return Measurement(
             value=abs(worst), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op, location=place, operations=run.indices,
             evidence={"variance_ratio": 10**worst, "signal_ratio": signal, "gradient_ratio": gradient, "scheme": record.scheme, "activation": act,
-                      "saturated_fraction": saturated, "right": TITLE[scheme], "layers": len(run.layers)},
+                      "saturated_fraction": saturated, "right": TITLE[scheme], "layers": run.layers.index(last) + 1},
             cap=mild(recording, "warning" if gross else "info") if effect else "info")
 
     def message(self, m: Measurement) -> str:
@@ -99,7 +101,7 @@ class InitScale(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if "chosen" in m.evidence:
             return (initialise([recording.operation(i) for i in m.operations], ()),)
-        run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
+        run = next(r for r in runs(recording) if r.indices == m.operations)
         return (initialise(run.layers, run.activations),)
 
 

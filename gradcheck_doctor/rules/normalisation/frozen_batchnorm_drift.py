@@ -14,7 +14,8 @@ class FrozenBatchNormDrift(Rule):
 
     Why it matters: the frozen backbone changes under everything that relied on it. `requires_grad_(False)` does not stop it, `eval()` does.
 
-    When it is harmless: adaptation of the statistics to new data on purpose.
+    When it is harmless: adaptation of the statistics to new data on purpose. A target network whose weights follow another's (BYOL, mean teacher) is
+    not frozen and is not judged.
 
     Sources: PyTorch's documentation of BatchNorm; Géron, ch. 11.
     """
@@ -27,7 +28,7 @@ class FrozenBatchNormDrift(Rule):
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        moved = {name: row for name, row in recording.notes.get("batchnorm", {}).items() if row["frozen_training_steps"] >= 2}
+        moved = {name: row for name, row in recording.notes.get("batchnorm", {}).items() if row["frozen_training_steps"] >= 2 and not row.get("follows")}
         if not moved:
             return
         name = max(moved, key=lambda n: moved[n]["change"])

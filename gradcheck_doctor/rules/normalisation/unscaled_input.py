@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import InputRecord, Operation, Recording
+from gradcheck_doctor.records.ways import before
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import ahead, location, once
+from gradcheck_doctor.rules.flow import TRANSPARENT, ahead, location, once
 from gradcheck_doctor.rules.losses import REGRESSION
 from gradcheck_doctor.rules.progress import falling, mild, progress
 
@@ -14,8 +15,9 @@ class UnscaledInput(Rule):
     """The features that enter the network are far from mean 0 and standard deviation 1, or on very different scales.
 
     What it measures: the largest standard deviation or |mean| of a single input feature, on real inputs only, where the network does not
-    normalise them itself; a tenth of the standard deviation of the targets of a squared or absolute error, where the loss ends above a tenth of
-    the targets' variance and still falls.
+    normalise them itself; no more than the largest value that its first layer gets, where the network changes them before (a logarithm, a factor).
+    A tenth of the standard deviation of the targets of a squared or absolute error, where the loss ends above a tenth of the targets' variance and
+    still falls.
 
     Why it matters: one feature in the thousands dominates the first sums; the first step is huge and kills ReLU units.
 
@@ -38,10 +40,11 @@ class UnscaledInput(Rule):
             entry = _entry(recording, record)
             if entry is None:
                 continue
-            size = max(record.channel_std_max, record.channel_absmean_max)
-            yield Measurement(value=size, module=entry.module, op=entry.op, location=location(recording, entry), operations=(entry.index,),
-                              cap=mild(recording), evidence={"input": record.name, "largest_std": record.channel_std_max,
-                                                             "largest_mean": record.channel_absmean_max, "smallest_std": record.channel_std_min})
+            size, largest = max(record.channel_std_max, record.channel_absmean_max), _largest(recording, entry)
+            yield Measurement(value=size if largest is None else min(size, largest), module=entry.module, op=entry.op, location=location(recording, entry),
+                              operations=(entry.index,), cap=mild(recording),
+                              evidence={"input": record.name, "largest_std": record.channel_std_max, "largest_mean": record.channel_absmean_max,
+                                        "smallest_std": record.channel_std_min, **({} if largest is None else {"largest": largest})})
 
         for loss in recording.losses:
             if loss.op in REGRESSION and loss.target_std and not loss.target_one_hot:
@@ -54,6 +57,8 @@ class UnscaledInput(Rule):
         if "target_std" in e:
             return (f"the targets of {e['loss']} have standard deviation {e['target_std']:.3g} and mean {e['target_mean']:.3g}: the output has to grow that far "
                     "before anything fits; standardise them (limit 100)")
+        if "largest" in e and m.value == e["largest"]:
+            return f"what the first layer gets of {e['input']} has values up to {e['largest']:.3g}; standardise it (limit {{limit}})"
         return (f"features of {e['input']} have standard deviations from {e['smallest_std']:.3g} to {e['largest_std']:.3g} and means up to "
                 f"{e['largest_mean']:.3g}; standardise them (limit {{limit}})")
 
@@ -82,3 +87,14 @@ def _entry(recording: Recording, record: InputRecord) -> Operation | None:
     entered = _inputs(recording).get(record.shape)
     following = ahead(recording, entered) if entered is not None else None
     return following if following is not None and following.category in ("layer", "recurrent") else None
+
+
+def _largest(recording: Recording, entry: Operation) -> float | None:
+    """The largest absolute value that enters the layer, None where it is the input itself, at most in another shape."""
+    given = before(recording, [entry.index], lambda o: o.category in TRANSPARENT)
+    if all(o.category in ("input", "shape", "dropout") for o in given) or not entry.producers:
+        return None
+    made = recording.operations[entry.producers[0]]
+    while made.category in ("shape", "dropout") and made.producers:
+        made = recording.operations[made.producers[0]]
+    return made.first.forward.absmax if made.first is not None and made.first.forward is not None else None

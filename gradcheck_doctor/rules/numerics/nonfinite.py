@@ -12,6 +12,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 from gradcheck_doctor.rules.numerics.unsafe_log import LOGS, ROOTS, SMALLEST, clamped
 
+LAYERS = ("layer", "norm", "activation", "recurrent", "attention", "loss")
 MASKING = ("merge", "scale", "other")
 AFTER = ("GD706", "GD707", "GD201", "GD301", "GD302", "GD303", "GD208", "GD209", "GD202", "GD608", "GD701", "GD305")
 
@@ -20,11 +21,12 @@ class NonfiniteActivation(Rule):
     """An operation gave NaN or infinity.
 
     What it measures: the first operation, in order of the forward pass on the first such step, whose output is not finite although its inputs were; or
-    the model's input, where that holds NaN already.
+    the model's input, where that holds NaN already and a layer or the loss gets it.
 
     Why it matters: everything after it is lost, and after the next step the weights are.
 
-    When it is harmless: additive masks of -inf in front of a softmax (not counted).
+    When it is harmless: additive masks of -inf in front of a softmax; NaN that marks what is missing and is replaced before the first layer, or left out
+    of the loss. Neither is counted.
 
     Sources: exact; the largest and smallest value of each output are read in full, not sampled.
     """
@@ -37,19 +39,24 @@ class NonfiniteActivation(Rule):
     explains = ("GD803", "GD802", "GD807", *AFTER)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        broken = [(seen.step, o.index) for o in recording.operations for seen in o.observed
-                  if seen.forward is not None and not seen.forward.finite and o.category not in ("shape", "input", "scale", "loss") and not _mask(recording, o.index)]
-        if not broken:
-            return
-        step, index = min(broken)
-        entered = [o for o in recording.operations if o.category == "input"
-                   and any(s.step == step and s.forward is not None and math.isnan(s.forward.minimum) for s in o.observed)]      # -inf is a mask
-        if entered:
-            divisors = recording.notes.get("divisions_by_spread", ())
-            place = divisors[0] if divisors else location(recording, recording.operations[index])
-            yield Measurement(value=float(len({s for s, _ in broken})), op="input", location=place, operations=(entered[0].index,), order=95,
-                              evidence={"step": step, "input": entered[0].attributes.get("name") or "input", "divided": bool(divisors)})
-            return
+        broken = sorted((seen.step, o.index) for o in recording.operations for seen in o.observed
+                        if seen.forward is not None and not seen.forward.finite and o.category not in ("shape", "input", "scale", "loss")
+                        and not _mask(recording, o.index))
+        for step in sorted({s for s, _ in broken}):
+            here, entered = [i for s, i in broken if s == step], _entered(recording, step)
+            fault = next((o for o in entered if _arrives(recording, entered[o])), None)
+            if fault is not None:
+                divisors = recording.notes.get("divisions_by_spread", ())
+                place = divisors[0] if divisors else location(recording, recording.operations[here[0]])
+                yield Measurement(value=float(len({s for s, _ in broken})), op="input", location=place, operations=(fault,), order=95,
+                                  evidence={"step": step, "input": recording.operations[fault].attributes.get("name") or "input", "divided": bool(divisors)})
+                return
+            here = [i for i in here if not any(i in reached for reached in entered.values())]
+            if here:
+                yield from self._operation(recording, broken, step, here[0])
+                return
+
+    def _operation(self, recording: Recording, broken: list[tuple[int, int]], step: int, index: int) -> Iterator[Measurement]:
         if not recording.operations[index].module_type:
             return                                        # in a loss written by hand, behind the model: GD803 says so
         operation = recording.operations[index]
@@ -68,6 +75,26 @@ class NonfiniteActivation(Rule):
             return ()
         return tuple(Prescription("offset-divisor", "Keep the divisor away from 0: add 1e-8", kind="loss", span=span)
                      for span in recording.notes["divisions_by_spread"][:3])
+
+
+def _entered(recording: Recording, step: int) -> dict[int, set[int]]:
+    """The inputs that hold NaN on that step, each with the operations that it is carried to."""
+    def lost(operation: Operation) -> bool:
+        return next((not s.forward.finite for s in operation.observed if s.step == step and s.forward is not None), True)
+
+    found: dict[int, set[int]] = {}
+    for operation in recording.operations:
+        if operation.category == "input" and any(s.step == step and s.forward is not None and math.isnan(s.forward.minimum) for s in operation.observed):
+            found[operation.index] = {operation.index}                                                                     # -inf is a mask
+        for reached in found.values():
+            if lost(operation) and not reached.isdisjoint(operation.producers):
+                reached.add(operation.index)
+    return found
+
+
+def _arrives(recording: Recording, reached: set[int]) -> bool:
+    """What an input holds gets to a layer or to the end, the loss; what is replaced on the way does not."""
+    return any(recording.operations[i].category in LAYERS or not recording.consumers[i] and recording.operations[i].observed for i in reached)
 
 
 def _mask(recording: Recording, index: int) -> bool:

@@ -30,9 +30,10 @@ LONG = 0.25            # share of the run over which a gradient must act for tha
 
 @dataclass(frozen=True)
 class Strides:
-    """Update ratios of a run: the size judged, the median and largest of the first steps, the share of the loss that is gone."""
+    """Update ratios of a run: the size judged, the median of the run, the median and largest of the first steps, the share of the loss that is gone."""
 
     size: float
+    usual: float
     early: float
     first: float
     gone: float | None
@@ -50,12 +51,12 @@ def strides_of(recording: Recording) -> Strides | None:
     if len(ratios) < 5 or recording.total_steps < 10:
         first = max((r for r in ratios if math.isfinite(r)), default=0.0)
         blown = blow is None and broken is not None and recording.total_steps >= 10 and first >= 0.1
-        return Strides(first, first, first, None, True) if blown else None      # a few steps were enough to leave the finite numbers
+        return Strides(first, first, first, first, None, True) if blown else None      # a few steps were enough to leave the finite numbers
     finite = [r for r in ratios if math.isfinite(r)]
     early = [r for r in update_ratios(recording, first=begin + (chosen[1].name in UNCORRECTED), last=begin + EARLY) if math.isfinite(r)]
     late = [r for r in update_ratios(recording, first=(begin + last) // 2, last=last) if math.isfinite(r)]
     first, lasting = max(early, default=0.0), bool(late) and median(late) >= LARGE
-    size = median(finite) if finite else math.inf
+    size = usual = median(finite) if finite else math.inf
     hurt = _hurt(recording)
     if lasting or hurt or (chosen[1].name not in UNCORRECTED and early and median(early) >= 0.1):
         size = max(size, first / 3)
@@ -64,7 +65,7 @@ def strides_of(recording: Recording) -> Strides | None:
     stuck = broken is not None if gone is None else gone < still
     settled = not lasting and gone is not None and gone >= 0.2 and stays_down(recording) and not hurt
     harmful = not learned(recording) and not settled and (stuck or dead_share(recording) > 0.5)
-    return Strides(size, median(early) if early else 0.0, first, gone, harmful)
+    return Strides(size, usual, median(early) if early else 0.0, first, gone, harmful)
 
 
 def _hurt(recording: Recording) -> bool:
@@ -112,8 +113,9 @@ class LearningRateTooHigh(Rule):
         heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
-                          evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name,
-                                    "harmful": strides.harmful, **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
+                          evidence={"update_ratio": strides.size, "usual_update": strides.usual, "first_updates": strides.first, "lr": lr,
+                                    "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful,
+                                    **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
@@ -122,6 +124,9 @@ class LearningRateTooHigh(Rule):
         if "momentum" in e:
             return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
+        if m.value > e["usual_update"]:
+            return (f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {e['usual_update']:.2g} of their size a step, in one of the first {EARLY} by "
+                    f"{e['first_updates']:.2g}, a third of which counts (limit {{limit}}){fell}")
         return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:

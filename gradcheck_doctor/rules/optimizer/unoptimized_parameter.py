@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.progress import adversarial
+from gradcheck_doctor.rules.progress import adversarial, mild
 
 BACKWARDS = 30         # without a step, from which on no accumulation of gradients explains it
 
@@ -20,7 +20,7 @@ class UnoptimizedParameter(Rule):
     Why it matters: those layers keep their random start for ever, silently.
 
     When it is harmless: parameters updated by hand (a loop that changes its weights itself, without an optimizer, is not judged), an optimizer that
-    steps only later.
+    steps only later. A body that was loaded or trained before, below a new head that learns, is information: gradients are computed for nothing.
 
     Sources: exact.
     """
@@ -55,6 +55,7 @@ class UnoptimizedParameter(Rule):
         built = recording.optimizers[0].built if strange else built
         yield Measurement(value=sum(p.count for p in missing) / max(total, 1), module=missing[0].module,
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
+                          cap=mild(recording) if not orphans and _trained(missing) else None,
                           evidence={"parameters": [p.name for p in missing][:8], "count": len(missing), "unregistered": len(orphans), "strange": strange,
                                     **({"taking_turns": True} if adversarial(recording) else {})})
 
@@ -84,6 +85,12 @@ class UnoptimizedParameter(Rule):
         if m.evidence["strange"]:
             return (Prescription("remake-optimizer", "Make the optimizer behind the model", kind="optimizer", span=record.built),)
         return (Prescription("add-parameters", "Give the optimizer these parameters", kind="optimizer", span=record.built, modules=m.modules),)
+
+
+def _trained(missing: Sequence[ParameterRecord]) -> bool:
+    """All weights among them were loaded or trained before: features that are used as they are."""
+    weights = [p for p in missing if len(p.shape) >= 2]
+    return bool(weights) and all(p.trained for p in weights)
 
 
 def _input_trained(recording: Recording) -> bool:

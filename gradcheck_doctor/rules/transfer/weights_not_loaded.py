@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
+
+NEARLY_ALL = 0.9       # of the model's keys are missing
 
 
 class WeightsNotLoaded(Rule):
@@ -14,7 +17,8 @@ class WeightsNotLoaded(Rule):
 
     Why it matters: a prefix such as "module." is enough, and the "pretrained" model is random.
 
-    When it is harmless: a new head is expected to be missing; hence only shares above a half are errors.
+    When it is harmless: a new head or the parts of an adapter are expected to be missing. Where every key of the checkpoint found its place this is
+    information, unless nine tenths of the model are missing; an empty state dict is an error.
 
     Sources: PyTorch's documentation of load_state_dict.
     """
@@ -30,7 +34,7 @@ class WeightsNotLoaded(Rule):
             skipped = len(facts["missing"]) + len(facts["unexpected"])
             total = max(facts["keys"] + len(facts["missing"]), 1)
             if skipped:
-                yield Measurement(value=skipped / total, module=facts["module"], location=facts.get("span"),
+                yield Measurement(value=skipped / total, module=facts["module"], location=facts.get("span"), cap=_cap(facts, skipped / total),
                                   evidence={"missing": list(facts["missing"])[:5], "unexpected": list(facts["unexpected"])[:5], "skipped": skipped})
 
     def message(self, m: Measurement) -> str:
@@ -57,3 +61,10 @@ def _prefix(given: Sequence[str], wanted: Sequence[str]) -> str:
             if ".".join(parts[cut:]) in known:
                 return ".".join(parts[:cut]) + "."
     return ""
+
+
+def _cap(facts: Mapping[str, Any], share: float) -> str | None:
+    """A checkpoint all of whose keys were used did what it could; one whose keys were filtered until hardly any was left did not."""
+    if facts["unexpected"] or not facts["keys"]:
+        return None
+    return "warning" if share >= NEARLY_ALL else "info"
