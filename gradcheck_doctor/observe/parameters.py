@@ -151,6 +151,22 @@ def units_equal(value: Tensor, slack: float = 0.0) -> bool:
     return rows_equal(value, slack) or value.dim() == 2 and rows_equal(value.T, slack)
 
 
+def first_row(value: Tensor) -> Tensor | None:
+    """A copy of the row that all rows of the first axis longer than 1 equal; None where they differ or a row is a single number."""
+    axis = next((i for i, size in enumerate(value.shape) if size > 1), None)
+    if axis is None or math.prod(value.shape[axis + 1:]) < 2 or hasattr(value, "to_local") or not value.is_floating_point() or value.is_meta:
+        return None
+    rows = value.detach().flatten(0, axis)
+    return rows[0].clone() if rows_equal(rows) else None
+
+
+def moved_as_one(value: Tensor, start: Tensor) -> bool:
+    """All rows, which were `start`, have moved, and by the same: they differ by less than a thousandth of the way they went."""
+    moved = value.detach().reshape(-1, *start.shape) - start
+    way = moved.square().mean().sqrt()
+    return bool(torch.isfinite(way)) and bool(way > 0) and bool((moved - moved[:1]).abs().max() <= 1e-3 * way)
+
+
 def stays_equal(value: Tensor, record: ParameterRecord) -> bool:
     """The units of a weight that started equal still are; of a constant other than 0, which no design asks for, that is taken for granted:
     rounding may tell the units apart in the end, but they learned as one for long."""
