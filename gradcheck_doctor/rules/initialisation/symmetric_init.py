@@ -10,7 +10,6 @@ from gradcheck_doctor.rules.flow import ahead, back, location, runs, weight
 from gradcheck_doctor.rules.initialisation.cures import initialise
 from gradcheck_doctor.rules.progress import mild
 
-
 STEPS = 20             # after which rows that get different gradients are apart, under any optimizer
 ELEMENTWISE = ("add", "sub", "rsub", "mul", "div")
 
