@@ -45,7 +45,7 @@ def replace_activation(context: Context, finding: Finding, prescription: Prescri
         assert row.location is not None
         tree = context.tree(row.location.file)
         power = tree.find(row.location, ast.BinOp) if row.op in POWERS else None
-        if power is not None:
+        if isinstance(power, ast.BinOp):
             edits += _written_out(tree, power, to, slope)
             continue
         node = tree.call(row.location)
@@ -58,8 +58,8 @@ def replace_activation(context: Context, finding: Finding, prescription: Prescri
 def _own(context: Context, rows: list[LayerRow], span: Span, op: str) -> bool:
     """The operation stands at `span`, in the forward of a class of the user's: its rows show where that was built, if they are shown at all."""
     tree = context.tree(span.file)
-    written = op in POWERS and tree.find(span, ast.BinOp) is not None
-    called = (call := tree.find(span, ast.Call)) is not None and bool(op) and bool(call.args) and _applies(tree, call, op)
+    written, call = op in POWERS and tree.find(span, ast.BinOp) is not None, tree.find(span, ast.Call)
+    called = isinstance(call, ast.Call) and bool(op) and bool(call.args) and _applies(tree, call, op)
     return (written or called) and all(r.location != span for r in rows)
 
 
