@@ -6,6 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import TRANSPARENT, ahead, back, location, weight
+from gradcheck_doctor.rules.initialisation.cures import drawn_by
 from gradcheck_doctor.rules.progress import mild
 
 STEEP = frozenset({"exp", "square", "pow"})
@@ -42,7 +43,7 @@ class UnboundedActivation(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         layers = [layer for i in m.operations if (layer := back(recording, recording.operations[i])) is not None]
-        he = all(w.scheme.startswith("he ") for layer in layers if (w := weight(recording, layer)) is not None)
+        he = all(drawn_by(w, "he normal") for layer in layers if (w := weight(recording, layer)) is not None)
         return (Prescription("replace-activation", "Use ReLU" if he else "Use ReLU with He init", kind="activation", modules=m.modules, span=m.location,
                              arguments={"to": "relu"} if he else {"to": "relu", "scheme": "he normal"}),)
 

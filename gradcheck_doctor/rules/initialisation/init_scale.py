@@ -98,9 +98,9 @@ class InitScale(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if "chosen" in m.evidence:
-            return (initialise([recording.operation(i) for i in m.operations], ()),)
+            return initialise(recording, [recording.operation(i) for i in m.operations], ())
         run = next(r for r in runs(recording) if r.layers[0].index == m.operations[0] and len(r.layers) == m.evidence["layers"])
-        return (initialise(run.layers, run.activations),)
+        return initialise(recording, run.layers, run.activations)
 
 
 def _gain(record: ParameterRecord) -> float:

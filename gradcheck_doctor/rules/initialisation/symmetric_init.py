@@ -76,7 +76,7 @@ class SymmetricInit(Rule):
             return ()
         layers = [recording.operations[i] for i in m.operations]
         activations = [a for run in runs(recording) for a in run.activations]
-        return (initialise(layers, activations),)
+        return initialise(recording, layers, activations)
 
 
 def _symmetric(recording: Recording, operation: Operation) -> ParameterRecord | None:
