@@ -41,8 +41,8 @@ class SymmetricInit(Rule):
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         sick = [(o, w) for o in recording.operations if (w := _symmetric(recording, o)) is not None]
-        yield from self._as_one(recording, {w.name for _, w in sick})
         if not sick:
+            yield from self._as_one(recording)
             return
         first, record = sick[0]
         modules = tuple(dict.fromkeys(o.module for o, _ in sick))
@@ -50,10 +50,9 @@ class SymmetricInit(Rule):
                           location=record.origin or location(recording, first), operations=tuple(o.index for o, _ in sick),
                           evidence={"layers": len(modules), "scheme": record.scheme}, cap=mild(recording, "warning"))
 
-    def _as_one(self, recording: Recording, known: set[str]) -> Iterator[Measurement]:
+    def _as_one(self, recording: Recording) -> Iterator[Measurement]:
         """Rows of the user's own parameters that went through the training as one."""
-        held = {p.name: o for p in recording.parameters if p.as_one and p.trainable and not p.trained and p.name not in known
-                and (o := _rows_of_their_own(recording, p)) is not None}
+        held = {p.name: o for p in recording.parameters if p.as_one and p.trainable and not p.trained and (o := _rows_of_their_own(recording, p)) is not None}
         if not held or recording.kind != "run" or recording.total_steps < STEPS:
             return
         first = recording.parameter[next(iter(held))]
