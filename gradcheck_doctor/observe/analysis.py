@@ -59,6 +59,8 @@ def record(observer: Observer, func: Callable[..., Any], named: tuple[str, bool]
         observer.tree.learn(Call(func, module, None))
         return
     category = refined(category, op, len(used), len(others))
+    if op == "mul" and not used and len(args) > 1 and args[0] is args[1]:      # x * x
+        op, category = "square", CATEGORY["square"]
     if op == "mul" and module is None:
         observer.report(loss_scale(sys._getframe(2)))
     carried = category in STATEFUL and bool(args) and any(t is args[0] for t, _ in others)

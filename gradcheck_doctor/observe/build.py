@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradcheck_doctor.observe.graph import Node
 from gradcheck_doctor.observe.observer import Observer
-from gradcheck_doctor.observe.parameters import parameter_record, shard_values
+from gradcheck_doctor.observe.parameters import first_row, parameter_record, shard_values
 from gradcheck_doctor.observe.provenance import ConstructionLog, is_user_file
 from gradcheck_doctor.observe.scope import join
 from gradcheck_doctor.observe.spine import spine
@@ -82,6 +82,7 @@ class ParameterBook:
         self.loaded: set[int] = set()
         self.first_seen: dict[int, int] = {}
         self.shards: dict[int, tuple[float, ...]] = {}
+        self.starts: dict[int, Tensor] = {}      # the one row of those that a class of the user's made with equal rows
 
     def take(self, observer: Observer, everything: bool = False) -> None:
         """Record every parameter not yet known, under its name now; of modules that never ran only with `everything`.
@@ -106,6 +107,8 @@ class ParameterBook:
                     self.first_seen[id(parameter)] = observer.step
                     if values := shard_values(parameter):
                         self.shards[id(parameter)] = values
+                    if not type(module).__module__.startswith("torch.") and (row := first_row(parameter)) is not None:
+                        self.starts[id(parameter)] = row
 
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""
@@ -113,6 +116,8 @@ class ParameterBook:
             if id(parameter) not in self.records and parameter.is_leaf and not _freed(parameter):
                 name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
                 self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log))
+                if (row := first_row(parameter)) is not None:
+                    self.starts[id(parameter)] = row
 
     def _copied(self, parameter: Tensor, step: int) -> bool:
         """It holds, bit for bit, what an earlier parameter was trained to (a deepcopy of a pretrained body)."""

@@ -75,10 +75,19 @@ def _assignments(of: Source) -> dict[tuple[str, str], Span]:
     found: dict[tuple[str, str], Span] = {}
     for node in of.nodes:
         for inner in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
-            for target in inner.targets if isinstance(inner, ast.Assign) else ():
-                if isinstance(target, ast.Attribute) and isinstance(inner, ast.Assign):
-                    found.setdefault((node.name, target.attr), of.place(inner.value))  # type: ignore[attr-defined]
+            for target, value in _pairs(inner) if isinstance(inner, ast.Assign) else ():
+                if isinstance(target, ast.Attribute):
+                    found.setdefault((node.name, target.attr), of.place(value))  # type: ignore[attr-defined]
     return found
+
+
+def _pairs(node: ast.Assign) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """What is assigned to what: also of `self.a, self.b = 1, 2`."""
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
+            yield from zip(target.elts, node.value.elts, strict=True)
+        else:
+            yield target, node.value
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,8 @@ from gradcheck_doctor.observe.provenance import ConstructionLog, Initialisation
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.theory.fans import fans
-from gradcheck_doctor.theory.schemes import Sample, SchemeMatch, recognise
+from gradcheck_doctor.theory.initialisation import glorot_std, he_std
+from gradcheck_doctor.theory.schemes import LOADED, TOO_SMALL, Sample, SchemeMatch, recognise
 
 SAMPLE = 4096
 FAMILIES = {"xavier_uniform_": "glorot uniform", "xavier_normal_": "glorot normal", "kaiming_uniform_": "he uniform", "kaiming_normal_": "he normal"}
@@ -46,16 +47,30 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     loaded = trained or (match.never_trained is False and not explicit)
     return ParameterRecord(
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
-        absmax=sample.absmax, scheme="trained or loaded" if trained else _told(match, explicit), gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
+        absmax=sample.absmax, scheme=LOADED if trained else _told(match, explicit, sample, fan_in, fan_out),
+        gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=units_equal(value) if by_hand else rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
         gate_bias=None if sharded else _gate_bias(kind, role, value))
 
 
-def _told(match: SchemeMatch, explicit: Sequence[Initialisation]) -> str:
-    """The scheme's name; of several that fit the values the one whose function was called."""
+def _told(match: SchemeMatch, explicit: Sequence[Initialisation], sample: Sample, fan_in: int | None, fan_out: int | None) -> str:
+    """The scheme's name; of several that fit the values, and where these are too few to tell, the one whose function was called."""
     family = FAMILIES.get(explicit[-1].function, "") if explicit else ""
+    if match.name == TOO_SMALL and family and fan_in and fan_out and _plain(explicit[-1]):
+        std = he_std(fan_in) if family.startswith("he") else glorot_std(fan_in, fan_out)
+        return family if abs(sample.std / std - 1.0) <= 3.0 / math.sqrt(2.0 * sample.count) else match.name
     return next((name for name in (match.name, *match.aliases) if family and name.startswith(family)), match.name)
+
+
+def _plain(call: Initialisation) -> bool:
+    """For ReLU by fan_in, or with gain 1: the scheme that goes by the function's name."""
+    given = call.arguments
+    first = given.get("gain", given.get("a", given.get("arg0")))
+    if call.function.startswith("xavier"):
+        return first in (None, 1)
+    return (first in (None, 0) and given.get("mode", given.get("arg1", "fan_in")) == "fan_in"
+            and given.get("nonlinearity", given.get("arg2", "relu")) in ("relu", "leaky_relu"))
 
 
 def recognised_again(record: ParameterRecord, values: Sequence[float]) -> ParameterRecord:
@@ -149,6 +164,22 @@ def rows_equal(value: Tensor, slack: float = 0.0) -> bool:
 def units_equal(value: Tensor, slack: float = 0.0) -> bool:
     """Every output unit is the same, whichever axis it is on: rows of a Linear, columns of x @ W."""
     return rows_equal(value, slack) or value.dim() == 2 and rows_equal(value.T, slack)
+
+
+def first_row(value: Tensor) -> Tensor | None:
+    """A copy of the row that all rows of the first axis longer than 1 equal; None where they differ or a row is a single number."""
+    axis = next((i for i, size in enumerate(value.shape) if size > 1), None)
+    if axis is None or math.prod(value.shape[axis + 1:]) < 2 or hasattr(value, "to_local") or not value.is_floating_point() or value.is_meta:
+        return None
+    rows = value.detach().flatten(0, axis)
+    return rows[0].clone() if rows_equal(rows) else None
+
+
+def moved_as_one(value: Tensor, start: Tensor) -> bool:
+    """All rows, which were `start`, have moved, and by the same: they differ by less than a thousandth of the way they went."""
+    moved = value.detach().reshape(-1, *start.shape) - start
+    way = moved.square().mean().sqrt()
+    return bool(torch.isfinite(way)) and bool(way > 0) and bool((moved - moved[:1]).abs().max() <= 1e-3 * way)
 
 
 def stays_equal(value: Tensor, record: ParameterRecord) -> bool:

@@ -14,7 +14,7 @@ from gradcheck_doctor.observe.build import blind_spots, input_records, loss_reco
 from gradcheck_doctor.observe.build import kept as indices
 from gradcheck_doctor.observe.hidden import rows as hidden
 from gradcheck_doctor.observe.own_init import located
-from gradcheck_doctor.observe.parameters import stays_equal
+from gradcheck_doctor.observe.parameters import moved_as_one, stays_equal
 from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN
@@ -38,7 +38,8 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
     modules = module_records(observer)
     held = {key for o in known for key in o.held} | (monitor.own.held if monitor.own.begun else set())
     parameters = tuple(replace(record, in_optimizer=(key in held) if held else None,
-                               rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)))
+                               rows_equal=record.rows_equal and (monitor.step == 0 or hasattr(tensor, "to_local") or stays_equal(tensor.detach(), record)),
+                               as_one=key in book.starts and monitor.step > 0 and moved_as_one(tensor, book.starts[key]))
                        for key, (tensor, record) in book.records.items())
     names = {key: record.name for key, (_, record) in book.records.items()}
     files = user_files(observer.roots.roots, monitor.log)

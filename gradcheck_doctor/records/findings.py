@@ -81,6 +81,7 @@ class Finding:
     fixes: tuple[Fix, ...] = ()
     related: tuple[str, ...] = ()             # fingerprints of findings this one explains
     order: int | None = None                  # causal order where it differs from the rule's; not in the JSON
+    close: bool = False                       # hardly beyond its limit; not in the JSON
     operations: tuple[int, ...] = ()          # indices into Recording.operations, for the engine; not in the JSON
     built: Span | None = None                 # where the module is built, if that is not the location: a comment there counts, too; not in the JSON
     known_as: str = ""                        # its fingerprint, where it was read from a report

@@ -49,6 +49,7 @@ class ParameterRecord:
     scheme: str = "unknown"                  # "torch default", "he normal", "zeros", "trained or loaded", ...
     gain: float | None = None                # sqrt(Var(w) fan_in): 1 keeps the variance of a linear layer
     rows_equal: bool = False                 # every output unit starts the same, and still is (or was a constant) after the steps seen
+    as_one: bool = False                     # of the user's own class: its rows started equal, training moved them, and they are still equal
     orthogonal: bool = False
     spectral_radius: float | None = None     # recurrent square matrices only (largest over the gates of an RNN; None for LSTM/GRU)
     gate_bias: float | None = None           # LSTM b_ih or b_hh: mean of the forget-gate slice

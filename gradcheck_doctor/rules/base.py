@@ -55,6 +55,7 @@ class Measurement:
         floor: severity regardless of the value, for exact facts (a doubled softmax), or None.
         location: the user's expression at fault.
         operations: indices of the recording's operations it is about (used to find what explains what).
+        close: the value is beyond its limit by no more than one draw of the weights differs from the next: info beside a cause that is certain.
     """
 
     value: float
@@ -67,6 +68,7 @@ class Measurement:
     cap: str | None = None
     order: int | None = None
     floor: str | None = None
+    close: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Rule(ABC):
                 module=measured.module, modules=measured.modules or ((measured.module,) if measured.module else ()),
                 op=measured.op, location=measured.location,
                 evidence={**measured.evidence, **({} if limit is None else {"threshold": limit})},
-                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations, order=measured.order,
+                fixes=tuple(Fix(p) for p in self.prescribe(measured, recording)), operations=measured.operations, order=measured.order, close=measured.close,
                 built=module.built if module is not None else None)
 
     @classmethod

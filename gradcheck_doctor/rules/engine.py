@@ -13,6 +13,7 @@ from gradcheck_doctor.rules.progress import adversarial
 from gradcheck_doctor.rules.registry import expand, find, rules
 
 SERIOUS = ("warning", "error")
+ROOTS = 450            # causal order below which a finding is about the output, the data, the initialisation or the activations
 
 
 def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] = (), ignore: Iterable[str] = (),
@@ -40,7 +41,7 @@ def diagnose(recording: Recording, *, config: Any = None, select: Iterable[str] 
             if readings is not None and worst is not None:
                 readings[rule.name] = worst
     found = _unique(found)
-    found = _demoted(found, weak)
+    found = _demoted(_without_close(found, order, weak), weak)
     if adversarial(recording):
         found = [replace(f, severity="info") if f.severity == "warning" else f for f in found]
     found.sort(key=lambda f: (order[f.code] if f.order is None else f.order, -SEVERITIES.index(f.severity), f.operations[:1], f.module, f.op))
@@ -83,6 +84,12 @@ def _unique(found: list[Finding]) -> list[Finding]:
         if known is None or SEVERITIES.index(finding.severity) > SEVERITIES.index(known.severity):
             kept[finding.fingerprint] = finding
     return list(kept.values())
+
+
+def _without_close(found: list[Finding], order: Mapping[str, int], weak: frozenset[str]) -> list[Finding]:
+    """What is hardly beyond its limit is info where a serious finding, not itself weak or close, is nearer to the root."""
+    roots = [f for f in found if f.severity in SERIOUS and not f.close and (order[f.code] if f.code not in weak else ROOTS) < ROOTS]
+    return [replace(f, severity="info") if roots and f.close and f.severity in SERIOUS else f for f in found]
 
 
 def _demoted(found: list[Finding], weak: frozenset[str]) -> list[Finding]:

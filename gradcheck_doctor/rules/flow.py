@@ -253,6 +253,11 @@ def signal_ratio(recording: Recording, low: Operation, high: Operation, when: Wh
     return median(ratios) if ratios else None
 
 
+def near_band(ratio: float) -> bool:
+    """Within [1e-2, 1e2] or at most a factor of 2 outside: another draw of the same weights may lie inside."""
+    return 0.5e-2 < ratio < 2e2
+
+
 # -- output ------------------------------------------------------------------------------------------------------------------------------
 def loss_input(recording: Recording, loss: LossRecord) -> Operation | None:
     """The first operation behind the loss's prediction that is not a mere change of shape."""

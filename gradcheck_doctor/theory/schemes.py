@@ -13,6 +13,7 @@ FEW = 400              # elements below which a known scheme of another shape th
 KS_CRITICAL = 1.95     # Kolmogorov-Smirnov: D sqrt(n) above this has p < 0.001
 TORCH_DEFAULT = "torch default (kaiming_uniform a=sqrt(5))"
 LOADED = "trained or loaded"
+TOO_SMALL = "too small to tell"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def recognise(sample: Sample, fan_in: int | None, fan_out: int | None, *, role: 
         name = "zeros" if value == 0 else "ones" if value == 1 else f"constant {value:.3g}"
         return SchemeMatch(name, gain, True)
     if not sample.quantiles or sample.count < SMALL:
-        return SchemeMatch("too small to tell", gain, None)
+        return SchemeMatch(TOO_SMALL, gain, None)
     if sample.orthogonal:
         return SchemeMatch("orthogonal", gain, True)
     shapes = _shapes(sample)

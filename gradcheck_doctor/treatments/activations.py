@@ -22,6 +22,7 @@ PLAIN = ("relu", "selu", "sigmoid", "tanh")                       # functions of
 INPLACE = ("relu", "leaky_relu", "elu", "selu", "rrelu", "silu")
 ALSO = {"relu": ("clamp", "clamp_min"), "hardtanh": ("clamp",)}     # other ways to write an operation
 FAMILY = {"selu": "lecun normal"}                                 # what self-normalises only with its own initialisation
+POWERS = ("square", "pow")                                        # what is often an operator: x * x, x ** 2
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
 
 
@@ -38,14 +39,28 @@ def replace_activation(context: Context, finding: Finding, prescription: Prescri
     slope = float(prescription.arguments.get("slope") or (0.01 if to == "leaky_relu" else 0.0))
     edits: list[Edit] = []
     rows = [r for r in context.rows(finding.modules or prescription.modules) if r.location is not None and (not old or r.op == old)]
+    if prescription.span is not None and _own(context, rows, prescription.span, old):
+        rows = [replace(rows[0], location=prescription.span) if rows else LayerRow(finding.module, old, 0, True, prescription.span)]
     for row in rows:
         assert row.location is not None
         tree = context.tree(row.location.file)
+        power = tree.find(row.location, ast.BinOp) if row.op in POWERS else None
+        if isinstance(power, ast.BinOp):
+            edits += _written_out(tree, power, to, slope)
+            continue
         node = tree.call(row.location)
         edits += _module(tree, node, to, slope) if _builds(tree, node, row.op) else _function(tree, node, row.op, to, slope)
     if not edits:
         raise TreatmentRefused("the expression that makes the activation was not found")
     return list(dict.fromkeys([*edits, *_weights(context, finding, rows, to, str(prescription.arguments.get("scheme") or FAMILY.get(to, "")))]))
+
+
+def _own(context: Context, rows: list[LayerRow], span: Span, op: str) -> bool:
+    """The operation stands at `span`, in the forward of a class of the user's: its rows show where that was built, if they are shown at all."""
+    tree = context.tree(span.file)
+    written, call = op in POWERS and tree.find(span, ast.BinOp) is not None, tree.find(span, ast.Call)
+    called = isinstance(call, ast.Call) and bool(op) and bool(call.args) and _applies(tree, call, op)
+    return (written or called) and all(r.location != span for r in rows)
 
 
 def _builds(tree: Tree, node: ast.Call, op: str) -> bool:
@@ -87,6 +102,14 @@ def _function(tree: Tree, node: ast.Call, op: str, to: str, slope: float) -> lis
     elif not owner:
         owner = tree.functional() if "torch" not in tree.imported and "torch.nn.functional" in tree.imported else tree.torch()
     return [tree.replace(node, f"{owner}{to}({operand}{extra})")]
+
+
+def _written_out(tree: Tree, node: ast.BinOp, to: str, slope: float) -> list[Edit]:
+    """x * x or x ** 2."""
+    if to not in PLAIN and to != "leaky_relu":
+        raise TreatmentRefused(f"write {tree.nn()}{CLASS[to]} in place of {tree.source(node)!r}")
+    name = f"{tree.functional()}leaky_relu({tree.source(node.left)}, {slope:g})" if to == "leaky_relu" else f"{tree.torch()}{to}({tree.source(node.left)})"
+    return [tree.replace(node, name)]
 
 
 def _learnable(tree: Tree, node: ast.Call, operand: str) -> list[Edit]:

@@ -62,7 +62,8 @@ def _runs_over_names(tree: Tree, key: ast.Name) -> bool:
         for part in getattr(around, "generators", [around] if isinstance(around, ast.For) else []):
             over, first = part.iter, part.target
             if isinstance(over, ast.Call) and isinstance(over.func, ast.Attribute) and over.func.attr in ("items", "keys"):
-                over, first = over.func.value, first.elts[0] if over.func.attr == "items" and isinstance(first, ast.Tuple) else first
+                first = first.elts[0] if over.func.attr == "items" and isinstance(first, ast.Tuple) else first
+                over = over.func.value
             if isinstance(first, ast.Name) and first.id == key.id:
                 made = [n.value for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and [tree.source(t) for t in n.targets] == [tree.source(over)]]
                 written = made[0] if len(made) == 1 else over

@@ -76,6 +76,13 @@ def test_a_test_that_matches_nothing_is_the_cause_of_a_deep_default(test, tmp_pa
     assert {f.fingerprint for f in report.findings if f.code == "GD102"} <= set(finding.related)
 
 
+@pytest.mark.parametrize(("bias", "count"), [("", 1), ("        nn.init.zeros_(self.head.bias)\n", 0), ("        self.head.bias.data.zero_()\n", 0)])
+def test_a_bias_of_one_number_is_no_constant(bias, count, tmp_path):
+    source = FUNCTION.format(test=UNMATCHED["the name in small letters"]) + net(bias).replace("nn.Linear(32, 4)", "nn.Linear(32, 1)")
+    report = audit(tmp_path, source + "model = Net()\nmodel.apply(init_weights)\n")
+    assert len(found(report, "GD105")) == count
+
+
 @pytest.mark.parametrize(("depth", "severity"), [(2, "info"), (16, "warning")])
 def test_a_method_that_nobody_calls(depth, severity, tmp_path):
     report = audit(tmp_path, net(method(HE), depth))

@@ -264,6 +264,13 @@ def test_another_activation_in_the_files_own_words(tmp_path, imports, before, op
     check(tmp_path, f"{imports}y = {before}\n", f"{imports}y = {after}\n", "replace-activation", layers=[("1", op, before)], op=op, to=to)
 
 
+@pytest.mark.parametrize(("written", "op", "layers"), [("x * x", "square", [("act", "square", "Own()")]), ("x ** 2", "pow", []),
+                                                       ("torch.exp(x)", "exp", [("act", "exp", "Own()")])])
+def test_an_activation_in_a_class_of_ones_own_is_replaced_where_it_stands(tmp_path, written, op, layers):
+    text = HEAD + f"class Own(nn.Module):\n    def forward(self, x):\n        return {written}\n\n\nnet = nn.Sequential(nn.Linear(4, 4), Own())\n"
+    check(tmp_path, text, text.replace(written, "torch.relu(x)"), "replace-activation", layers=layers, where=written, modules=("act",), op=op, to="relu")
+
+
 def test_nested_calls_are_merged(tmp_path):
     text = "import torch\ny = torch.sigmoid(b(torch.sigmoid(a(x))))\n"
     layers = [("", "sigmoid", "torch.sigmoid(a(x))"), ("", "sigmoid", "torch.sigmoid(b(torch.sigmoid(a(x))))")]

@@ -4,9 +4,9 @@ from torch import nn
 
 
 def build_model(depth=12, width=10):
-    layers = [nn.Linear(8, width), nn.ReLU()]  # sick: GD107
+    layers = [nn.Linear(8, width), nn.ReLU()]
     for _ in range(depth - 1):
-        layers += [nn.Linear(width, width), nn.ReLU()]
+        layers += [nn.Linear(width, width), nn.ReLU()]  # sick: GD107
     model = nn.Sequential(*layers, nn.Linear(width, 1))
     for layer in model[::2]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -85,7 +85,7 @@ class DeadRelu(Rule):
         cures = [Prescription("replace-activation", "Use LeakyReLU(0.01), which keeps a slope for negative sums", kind="activation",
                               modules=(operation.module,), span=m.location, arguments={"to": "leaky_relu", "slope": 0.01})]
         if layer is not None and layer.category == "layer" and m.evidence["form"] == "born dead":
-            cures.insert(0, initialise([layer], [operation]))
+            cures = [*initialise(recording, [layer], [operation]), *cures]
         if m.evidence["form"] == "dying" and (chosen := largest_lr(recording)) is not None:
             cures = [*lowered(*chosen, 10), *cures]
         return tuple(cures)

@@ -76,4 +76,4 @@ class SaturatedActivation(Rule):
         layer = back(recording, operation)
         norm = Prescription("insert-norm", f"Normalise in front of {operation.op}", kind="norm",
                             modules=(layer.module if layer is not None else operation.module,), arguments={"norm": norm_kind(recording)})
-        return (initialise([layer], [operation]), norm) if layer is not None and layer.category == "layer" else (norm,)
+        return (*initialise(recording, [layer], [operation]), norm) if layer is not None and layer.category == "layer" else (norm,)

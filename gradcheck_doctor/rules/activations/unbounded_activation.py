@@ -6,6 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import TRANSPARENT, ahead, back, location, weight
+from gradcheck_doctor.rules.initialisation.cures import drawn_by
 from gradcheck_doctor.rules.progress import mild
 
 STEEP = frozenset({"exp", "square", "pow"})
@@ -14,7 +15,7 @@ STEEP = frozenset({"exp", "square", "pow"})
 class UnboundedActivation(Rule):
     """exp or a power serves as a hidden activation: a few layers of it overflow.
 
-    What it measures: exp or square operations between two weight layers, per model.
+    What it measures: exp, powers and squares (x * x, too) between two weight layers, per model.
 
     Why it matters: eight layers of exp under He init end in a non-finite loss in 20 of 20 draws (measured).
 
@@ -41,7 +42,10 @@ class UnboundedActivation(Rule):
         return f"{m.evidence['layers']} hidden layers use {m.evidence['op']} as activation (limit {{limit}}); its values multiply from layer to layer"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        return (Prescription("replace-activation", "Use ReLU with He init", kind="activation", modules=m.modules, span=m.location, arguments={"to": "relu"}),)
+        layers = [layer for i in m.operations if (layer := back(recording, recording.operations[i])) is not None]
+        he = all(drawn_by(w, "he normal") for layer in layers if (w := weight(recording, layer)) is not None)
+        return (Prescription("replace-activation", "Use ReLU" if he else "Use ReLU with He init", kind="activation", modules=m.modules, span=m.location,
+                             arguments={"to": "relu"} if he else {"to": "relu", "scheme": "he normal"}),)
 
 
 def _between_layers(recording: Recording, operation: Operation) -> bool:

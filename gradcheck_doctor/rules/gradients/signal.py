@@ -7,7 +7,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import far_end, location, norm_kind, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, location, near_band, norm_kind, runs, signal_ratio, start
 from gradcheck_doctor.rules.progress import mild
 
 
@@ -19,7 +19,8 @@ def _ratios(recording: Recording) -> Iterator[Measurement]:
         ratio = signal_ratio(recording, run.layers[0], high)
         if ratio is not None:
             yield Measurement(value=ratio, module=high.module, modules=run.modules, op=high.op, location=location(recording, high),
-                              operations=run.indices, cap=mild_run(recording, run), evidence={"signal_ratio": ratio, "layers": run.layers.index(high) + 1})
+                              operations=run.indices, cap=mild_run(recording, run), close=near_band(ratio),
+                              evidence={"signal_ratio": ratio, "layers": run.layers.index(high) + 1})
 
 
 class SignalCollapse(Rule):

@@ -10,7 +10,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
 from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
-from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
+from gradcheck_doctor.rules.initialisation.cures import TITLE, fitting, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
 CONFIRMED = 0.4       # share of the predicted decades that must be seen in the measured signal or gradient
@@ -64,7 +64,7 @@ class InitActivationMismatch(Rule):
         seen = [math.log10(max(r, 1e-30)) for r in (signal, gradient) if r is not None]
         confirmed = any(s * worst > 0 and abs(s) >= min(max(1.0, CONFIRMED * abs(worst)), ENOUGH) for s in seen)
         scheme, act, _ = right_scheme(run.activations)
-        fits = all(_fits(w, scheme) for w in weights[1:-1] if w is not None)
+        fits = all(fitting(w, scheme) for w in weights[1:-1] if w is not None)
         selu = act == "selu" and abs(worst) >= 1.0
         confirmed = confirmed or selu and _drifted(recording, run)
         cap = "info" if fits or not confirmed or (act == "sigmoid" and worst < 0) else mild_run(recording, run)
@@ -85,7 +85,7 @@ class InitActivationMismatch(Rule):
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         run = next(r for r in runs(recording) if r.indices == m.operations)
         layers = [o for o in run.layers if o is not run.layers[-1]] or list(run.layers)
-        return (initialise(layers, run.activations), Prescription(
+        return (*initialise(recording, layers, run.activations), Prescription(
             "insert-norm", "Normalise between the layers", kind="norm", modules=m.modules, arguments={"norm": norm_kind(recording)}))
 
 
@@ -106,13 +106,3 @@ def _drifted(recording: Recording, run: Run) -> bool:
     outputs = [a for a in run.activations if a.op == "selu"]
     seen = [f.std for f, _ in start(recording, outputs[-1]) if f is not None and f.finite] if len(outputs) >= 4 else []
     return bool(seen) and not 0.5 <= seen[0] <= 2.0
-
-
-def _fits(record: ParameterRecord, scheme: str) -> bool:
-    """The weight has the spread that `scheme` asks for, within a factor of 2 in variance (sampling, fan_in against fan_out)."""
-    if record.gain is None or not record.fan_in or not record.fan_out:
-        return True
-    target = {"he normal": 2.0, "lecun normal": 1.0, "glorot uniform": 2.0 * record.fan_in / (record.fan_in + record.fan_out)}[scheme]
-    slack = 1.25 if scheme == "lecun normal" else 1.6
-    slack += 3.0 * math.sqrt(2.0 / max(record.count, 1))
-    return record.orthogonal or 1.0 / slack <= record.gain**2 / target <= slack

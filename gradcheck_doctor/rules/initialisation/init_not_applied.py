@@ -35,7 +35,7 @@ class InitNotApplied(Rule):
     summary = "initialisation code that never took effect"
     threshold = Threshold(1.0, None, "decades that the intended init would win back", "a factor of ten is plain in the first layers' updates", info=0.0)
     order = 285
-    explains = ("GD102", "GD301", "GD302", "GD208", "GD209", "GD501", "GD211", "GD203", "GD604", "GD608", "GD201", "GD107")
+    explains = ("GD102", "GD301", "GD302", "GD208", "GD209", "GD501", "GD211", "GD203", "GD604", "GD608", "GD201", "GD107", "GD702")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for row in recording.notes.get("init_unapplied", ()):
@@ -58,9 +58,11 @@ class InitNotApplied(Rule):
 
 
 def _untouched(record: ParameterRecord) -> bool:
-    """A weight as PyTorch drew it; a bias that nobody set to a constant (too small for more)."""
+    """A weight as PyTorch drew it; a bias that nobody set to a constant (too small for more); of a single number only 0 and 1 tell that it was set."""
     if record.init_span is not None or record.trained:
         return False
+    if record.count == 1:
+        return not record.scheme.startswith(("zeros", "ones"))
     if len(record.shape) < 2:
         return not record.scheme.startswith(("zeros", "ones", "constant"))
     return record.scheme.startswith(DEFAULT) or record.scheme == "too small to tell"

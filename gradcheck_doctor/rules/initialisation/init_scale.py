@@ -100,9 +100,9 @@ class InitScale(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if "chosen" in m.evidence:
-            return (initialise([recording.operation(i) for i in m.operations], ()),)
+            return initialise(recording, [recording.operation(i) for i in m.operations], ())
         run = next(r for r in runs(recording) if r.indices == m.operations)
-        return (initialise(run.layers, run.activations),)
+        return initialise(recording, run.layers, run.activations)
 
 
 def _gain(record: ParameterRecord) -> float:
