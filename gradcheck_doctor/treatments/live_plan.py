@@ -72,6 +72,8 @@ ELSEWHERE = {
     "move-zero-grad": "the call is in the training loop; move it in front of backward there",
     "add-activation": "the call is missing in forward; write it there",
     "step-schedule-per-epoch": "scheduler.step() is called in the training loop; move it there",
+    "step-schedule-per-batch": "scheduler.step() is called in the training loop, or by Lightning; move it there",
+    "plateau-mode": "the schedule was built with its mode; build it anew",
     "scale-scores": "the scores are made in forward; divide them there",
     "permute-axes": "the call is in forward; edit it there",
     "relative-schedule": "the schedule was built with its function; build it anew",

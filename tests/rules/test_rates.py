@@ -12,8 +12,9 @@ from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.records.findings import Finding
 from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, Recording, StepRecord
 from gradcheck_doctor.rules.engine import _demoted, diagnose
-from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, STARVED
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN
 from gradcheck_doctor.rules.optimizer.readings import rates
+from gradcheck_doctor.rules.optimizer.schedules import STARVED
 from gradcheck_doctor.rules.progress import learned, phase, progress
 
 

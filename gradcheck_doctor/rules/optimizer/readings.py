@@ -81,7 +81,7 @@ def rates(recording: Recording, number: int) -> Rates | None:
     """Learning rates that the steps of optimizer `number` were made with; None where they were not seen."""
     group = recording.optimizers[number].groups[0] if recording.optimizers[number].groups else None
     seen = [row.lr for row in recording.steps if row.optimizer == number and row.lr is not None]
-    full = max([*seen, group.initial_lr or 0.0], default=0.0) if group is not None else 0.0
+    full = max([*seen, group.initial_lr or 0.0, recording.optimizers[number].plan.peak or 0.0], default=0.0) if group is not None else 0.0
     if not seen or full <= 0.0:
         return None
     alive = max((n for n, rate in enumerate(seen, 1) if rate >= NOTHING * full), default=0)
