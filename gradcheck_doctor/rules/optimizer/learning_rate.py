@@ -141,7 +141,7 @@ class LearningRateTooLow(Rule):
     What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
     Also the mean learning rate over the run as a share of the full one: below 3 % a schedule took the rate away long before the end (stepped every batch
     instead of every epoch), a warm-up is far longer than the run, or the factor of a LambdaLR is itself a rate, so that the run begins at its square.
-    Also a rate below 1 % of the full one in the second half of the run, or from earlier on, where the loss was falling as it went and stood still afterwards
+    Also a rate below 1 % of the full one for at least the second half of the run, where the loss was falling as it went and stood still afterwards
     with more than half of it left (a ReduceLROnPlateau whose mode is that of the other kind of metric), and a warm-up that is stepped once an epoch although
     the schedule was built for the steps of the run.
     A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
