@@ -78,3 +78,31 @@ def test_a_schedule_for_many_more_steps_than_the_run_has(tmp_path):
     (finding,) = low(tmp_path, "OneCycleLR(opt, 0.01, total_steps=20000)", batch="sched.step()")
     assert finding.severity == "warning" and "built for 20000 steps, the run has 256" in finding.message
     assert [f.severity for f in low(tmp_path, "OneCycleLR(opt, 0.01, total_steps=20000)", batch="sched.step()", max_steps=60)] in ([], ["info"])
+
+
+# -- an epsilon that holds the steps back --------------------------------------------------------------------------------------------------
+SLOWED = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.rand(1500, 4) * 2 - 1
+y = torch.sigmoid(6 * x[:, 0]) * (1 + x[:, 1]) + torch.sin(3 * x[:, 2]) * x[:, 3]
+CFG = {{"lr": {lr}, "eps": {eps}}}
+make = {{"adam": lambda p, c: torch.optim.Adam(p, lr=c["lr"], eps=c["eps"])}}
+net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+opt = make["adam"](net.parameters(), CFG)
+for epoch in range(20):
+    for i in torch.randperm(1500).split(50):
+        opt.zero_grad()
+        nn.functional.mse_loss(net(x[i])[:, 0], y[i]).backward()
+        opt.step()
+"""
+
+
+@pytest.mark.parametrize(("lr", "eps", "severity"), [(1e-3, 0.1, "warning"), (1e-3, 1e-3, None), (1e-3, 1e-2, None), (0.1, 0.1, "info")])
+def test_an_epsilon_that_makes_a_run_slow_is_a_warning_although_it_learns(tmp_path, lr, eps, severity):
+    """With a rate made for it (the last case) the steps are as large as others'."""
+    path = tmp_path / "train.py"
+    path.write_text(SLOWED.format(lr=lr, eps=eps))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "adam-epsilon"]
+    assert [f.severity for f in found] == [severity] * len(found) and (severity in (None, "info") or found)

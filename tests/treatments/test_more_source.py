@@ -560,3 +560,11 @@ def test_a_plateau_scheduler_watches_the_other_way(tmp_path, before, after):
             edit(tmp_path, text, "plateau-mode", where=before, mode="min")
     else:
         assert edit(tmp_path, text, "plateau-mode", where=before, mode="min") == text.replace(before, after)
+
+
+def test_a_setting_of_a_table_that_is_handed_on_is_known_by_its_key_and_value(tmp_path):
+    text = HEAD + 'CFG = {"lr": 1e-3, "eps": 0.1}\nmake = lambda p, c: torch.optim.Adam(p, lr=c["lr"], eps=c["eps"])\n'
+    where = 'torch.optim.Adam(p, lr=c["lr"], eps=c["eps"])'
+    assert edit(tmp_path, text, "adam-epsilon", where=where, eps=1e-8, old=0.1) == text.replace('"eps": 0.1', '"eps": 1e-8')
+    with pytest.raises(TreatmentRefused):
+        edit(tmp_path, text + 'OTHER = {"eps": 0.1}\n', "adam-epsilon", where=where, eps=1e-8, old=0.1)
