@@ -24,7 +24,7 @@ class AdamEpsilon(Rule):
 
     Why it matters: the step is lr g / (sqrt(v) + eps): with eps a hundred times sqrt(v) it is a hundred times too small.
 
-    When it is harmless: eps = 1 with large gradients (an Inception recipe), 1e-4 in half precision; a run that learns. A run that learns slowly is a warning all the same where
+    When it is harmless: eps = 1 with large gradients (an Inception recipe), 1e-4 in half precision; a run that learns. It is a warning all the same where
     an epsilon of 0.01 or more is ten times the gradient for three quarters of the weights, the steps are below 1e-3 of them, and the loss, more than a tenth
     of which is left, is still falling at the end.
 
