@@ -236,3 +236,22 @@ def test_a_rate_is_raised_by_a_hundred_at_most():
     finding = next(f for f in report.findings if f.rule == "learning-rate-too-low")
     asked = [fix.prescription.arguments["lr"] for fix in finding.fixes]
     assert math.isclose(asked[0], 1e-5) and asked[1:] == [1e-2]           # and what people begin with
+
+
+def test_units_that_a_rate_saturated_are_not_blamed_on_how_the_weights_were_drawn():
+    """A pooler and head of std 0.02: the tanh is flat after a few steps at a rate of 0.3, not before."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 48)
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 2))
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+    opt = torch.optim.AdamW(model.parameters(), lr=1.0)
+    with doctor.watch(model, opt) as seen:
+        for step in range(150):
+            i = torch.arange(32) + 32 * (step % 16)
+            opt.zero_grad()
+            F.cross_entropy(model(x[i]), y[torch.randperm(512)[:32]]).backward()
+            opt.step()
+    report = seen.report()
+    assert serious(report)[0] == "learning-rate-too-high" and "init-scale" not in serious(report)
