@@ -143,3 +143,45 @@ def test_a_difference_in_the_loss_is_no_skip_and_a_small_drift_no_finding():
     skips = selu(F.mse_loss, lambda f, x: x + f(x))
     assert skips is not None and "the network has skips" in skips.evidence["broken"]
     assert "skips" not in str(selu(ranking, std=0.3).evidence["broken"])
+
+
+# -- biases of the output ------------------------------------------------------------------------------------------------------------------
+X512 = torch.randn(512, 12, generator=torch.Generator().manual_seed(1))
+COUNTS = torch.tensor([1200.0, 400.0, 200.0, 120.0, 80.0])
+BIASES = {"counts": (COUNTS, True), "log of the counts": (COUNTS.log(), False), "log of the shares": ((COUNTS / COUNTS.sum()).log(), False),
+          "the same for all": (torch.full((5,), 300.0), False), "a rare class": ((torch.tensor([0.999, *[0.00025] * 4])).log(), False)}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_that_decide_the_answers_are_named_and_priors_are_not(name):
+    values, sick = BIASES[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ELU(), nn.Linear(32, 5))
+    with torch.no_grad():
+        model[2].bias.copy_(values)
+    y = torch.multinomial(COUNTS, 512, replacement=True)
+    opt = torch.optim.Adam(model.parameters(), 1e-3)
+    with doctor.watch(model, opt) as seen:
+        for i in torch.randperm(512).split(32):
+            opt.zero_grad()
+            F.cross_entropy(model(X512[i]), y[i]).backward()
+            opt.step()
+    found = [f for f in seen.report().findings if f.severity != "info"]
+    assert ("bias-init" in [f.rule for f in found]) == sick
+    if sick:
+        assert found[0].rule == "bias-init" and "they decide the answers" in found[0].message and found[0].module == "2"
+        assert found[0].fixes[0].prescription.arguments == {"scheme": "zero output bias"}
+
+
+def test_the_prior_of_a_detector_is_none_of_these():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ELU(), nn.Linear(32, 1))
+    nn.init.constant_(model[2].bias, -4.6)
+    y = (torch.rand(512, 1) < 0.01).float()
+    opt = torch.optim.Adam(model.parameters(), 1e-3)
+    with doctor.watch(model, opt) as seen:
+        for i in torch.randperm(512).split(32):
+            opt.zero_grad()
+            F.binary_cross_entropy_with_logits(model(X512[i]), y[i]).backward()
+            opt.step()
+    assert "bias-init" not in [f.rule for f in seen.report().findings]

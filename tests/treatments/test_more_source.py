@@ -568,3 +568,17 @@ def test_a_setting_of_a_table_that_is_handed_on_is_known_by_its_key_and_value(tm
     assert edit(tmp_path, text, "adam-epsilon", where=where, eps=1e-8, old=0.1) == text.replace('"eps": 0.1', '"eps": 1e-8')
     with pytest.raises(TreatmentRefused):
         edit(tmp_path, text + 'OTHER = {"eps": 0.1}\n', "adam-epsilon", where=where, eps=1e-8, old=0.1)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("net.head.bias.copy_(counts)", "net.head.bias.zero_()"), ("net.head.bias.data.fill_(50.0)", "net.head.bias.data.zero_()"),
+    ("nn.init.constant_(net.head.bias, 50.0)", "nn.init.zeros_(net.head.bias)"),
+    ("net.head.bias.data = counts", "net.head.bias.data = torch.zeros_like(net.head.bias.data)"),
+    ("fill(net.head.bias, counts)", None)])
+def test_the_bias_of_the_output_starts_at_zero(tmp_path, before, after):
+    text = HEAD + before + "\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused, match="logarithms"):
+            edit(tmp_path, text, "initialise", where=before, scheme="zero output bias")
+    else:
+        assert edit(tmp_path, text, "initialise", where=before, scheme="zero output bias") == text.replace(before, after)
