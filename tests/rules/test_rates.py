@@ -10,9 +10,10 @@ from torch.optim import lr_scheduler as schedulers
 import gradcheck_doctor as doctor
 from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.records.findings import Finding
-from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, Recording, StepRecord
+from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.rules.base import Measurement
 from gradcheck_doctor.rules.engine import _demoted, diagnose
-from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, LearningRateTooLow
 from gradcheck_doctor.rules.optimizer.readings import rates
 from gradcheck_doctor.rules.optimizer.schedules import STARVED
 from gradcheck_doctor.rules.progress import learned, phase, progress
@@ -255,3 +256,25 @@ def test_units_that_a_rate_saturated_are_not_blamed_on_how_the_weights_were_draw
             opt.step()
     report = seen.report()
     assert serious(report)[0] == "learning-rate-too-high" and "init-scale" not in serious(report)
+
+
+@pytest.mark.parametrize(("optimizer", "lr", "asked"), [("SGD", 1e-5, [1e-3, 1e-2]), ("SGD", 0.02, [1.0]), ("SGD", 0.2, []), ("Adam", 5e-4, [1e-2, 1e-3]),
+                                                        ("Adam", 1e-2, []),
+                                                        ("Adadelta", 1.0, [10.0])])
+def test_nobody_is_sent_to_a_rate_that_no_one_uses(optimizer, lr, asked):
+    """Steps of a hundred-thousandth at a rate of 0.2: the gradients are small, not the rate."""
+    m = Measurement(value=2e-5 if lr < 1e-3 or lr == 0.02 else 1e-4, evidence={"lr": lr, "optimizer": optimizer, "loss_fell": 0.0, "update_ratio": 2e-5})
+    assert [p.arguments["lr"] for p in LearningRateTooLow().prescribe(m, Recording("run"))] == pytest.approx(asked)
+
+
+def test_a_usual_rate_whose_loss_falls_is_not_called_low():
+    def quiet(lr):
+        group = OptimizerGroup(lr=lr, parameters=("w",), initial_lr=lr)
+        losses = [1.0 - 0.004 * k for k in range(60)]
+        recording = recorded(losses)
+        steps = {"w": tuple(ParameterStep(s, 1.0, update_ratio=1e-5) for s in range(60))}
+        return not [f for f in diagnose(Recording(
+            "run", parameters=(ParameterRecord("w", "", "weight", (4, 4), 16, True, rms=1.0),), parameter_steps=steps, curve=recording.curve, steps=recording.steps,
+            total_steps=60, optimizers=(OptimizerRecord("SGD", (group,), steps=60),))) if f.rule == "learning-rate-too-low"]
+
+    assert quiet(0.05) and not quiet(1e-4)

@@ -18,6 +18,8 @@ HEALTHY = 1e-3         # update ratio aimed at
 LARGE = 3e-2           # update ratio from which on steps are large
 #: Rates that people begin with; torch's defaults for the adaptive ones.
 USUAL = {"Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "Adamax": 1e-3, "RMSprop": 1e-3, "SGD": 1e-2}
+#: Rates above which nobody is sent.
+HIGHEST = {name: 1.0 if name == "SGD" else 10 * rate for name, rate in USUAL.items()}
 EARLY = 12             # steps that count as the start
 LEAP = 3.0             # largest loss of the start over the first from which on the steps made it
 UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # their first step has the size of the rate, or ten times that, whatever the gradient
@@ -187,7 +189,7 @@ class LearningRateTooLow(Rule):
                                         "schedule_steps": record.plan.steps, "planned": record.plan.planned,
                                         **({"squared": True} if squared else {}), **({"rare": True} if rare else {}),
                                         **({"mode": record.plan.mode} if wrong else {})})
-        elif value > 0:
+        elif value > 0 and not (gone > 0.1 and lr >= USUAL.get(record.name, math.inf)):      # a usual rate, and the loss falls: nothing to say
             yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 or on_a_plateau(recording, record) else None,
                               evidence=evidence)
 
@@ -235,9 +237,10 @@ class LearningRateTooLow(Rule):
             return (Prescription("step-schedule-per-epoch", "Step the schedule after an epoch, not after every batch", kind="optimizer", span=m.location),)
         if math.isnan(lr):
             return ()
-        derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0))))
-        usual = USUAL.get(m.evidence["optimizer"], 0.0)
-        cures = {derived: f"{derived / lr:.3g} times as much"}
+        cures, usual = {}, USUAL.get(m.evidence["optimizer"], 0.0)
+        derived = min(lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0)))), HIGHEST.get(m.evidence["optimizer"], math.inf))
+        if derived >= 3 * lr and not lr >= 10 * usual > 0:              # a rate that is high as it stands is not what keeps the steps small
+            cures[derived] = f"{derived / lr:.3g} times as much"
         if usual > lr:
             cures.setdefault(usual, f"the usual one of {m.evidence['optimizer']}")
         return tuple(Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {rate:g}, {why}", kind="optimizer", span=m.location,
