@@ -59,6 +59,7 @@ def _names(renamed: Mapping[str, str]) -> str:
 ELSEWHERE = {
     "replace-loss": "the loss is no part of the model; change it where it is called",
     "minimise-loss": "the sign is no part of the model; take it off where the loss is made",
+    "divide-loss": "backward is called in the training loop; divide the loss there",
     "train-mode": "it belongs into the training loop, in front of each epoch",
     "zero-grad": "it belongs into the training loop, before backward",
     "register-modules": "the layers must be registered where they are made, in an nn.ModuleList",

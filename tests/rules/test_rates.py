@@ -12,11 +12,12 @@ from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.records.findings import Finding
 from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
 from gradcheck_doctor.rules.base import Measurement
-from gradcheck_doctor.rules.engine import _demoted, diagnose
-from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, LearningRateTooLow
+from gradcheck_doctor.rules.engine import _demoted, _grouped, diagnose
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, LearningRateTooHigh, LearningRateTooLow
 from gradcheck_doctor.rules.optimizer.readings import rates
 from gradcheck_doctor.rules.optimizer.schedules import STARVED
 from gradcheck_doctor.rules.progress import learned, phase, progress
+from gradcheck_doctor.rules.transfer.weights_not_loaded import WeightsNotLoaded
 
 
 def serious(report):
@@ -278,3 +279,43 @@ def test_a_usual_rate_whose_loss_falls_is_not_called_low():
             total_steps=60, optimizers=(OptimizerRecord("SGD", (group,), steps=60),))) if f.rule == "learning-rate-too-low"]
 
     assert quiet(0.05) and not quiet(1e-4)
+
+
+@pytest.mark.parametrize(("divide", "passes"), [(False, "batches"), (True, "batches"), (False, "losses")])
+def test_gradients_of_many_batches_are_summed(divide, passes):
+    """Sixteen batches a step, whose mean losses go into backward as they are; divided, or several losses of one forward, they are no reason."""
+    torch.manual_seed(0)
+    x = torch.randn(1280, 64)
+    y = (x @ torch.randn(64, 10)).argmax(1)
+    model = nn.Sequential(*(m for k in range(3) for m in (nn.Linear(64 if k == 0 else 100, 100), nn.ReLU())), nn.Linear(100, 10))
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    opt = torch.optim.SGD(model.parameters(), lr=0.05 if passes == "batches" else 3.0, momentum=0.9)
+    with doctor.watch(model, opt) as seen:
+        for k in range(1, 1200 if passes == "batches" else 150):
+            i = torch.randint(0, 1280, (8,))
+            if passes == "batches":
+                loss = F.cross_entropy(model(x[i]), y[i])
+                (loss / 16 if divide else loss).backward()
+            else:
+                out = model(x[i])
+                for _ in range(4):
+                    F.cross_entropy(out, y[i]).backward(retain_graph=True)
+            if k % 16 == 0 or passes == "losses":
+                opt.step()
+                opt.zero_grad()
+    found = [f for f in seen.report().findings if f.rule == "learning-rate-too-high" and f.severity != "info"]
+    if passes == "losses":
+        assert found and "batches" not in found[0].message
+    elif divide:
+        assert not found
+    else:
+        assert "each step sums the gradients of 16 batches" in found[0].message
+        first = found[0].fixes[0].prescription
+        assert (first.treatment, first.arguments) == ("divide-loss", {"by": 16}) and first.span.file == __file__
+
+
+def test_weights_that_were_not_loaded_explain_a_rate_that_seems_too_high():
+    loaded, rate = Finding("GD904", "weights-not-loaded", "error", "m"), Finding("GD701", "learning-rate-too-high", "warning", "m")
+    first, second = _grouped([rate, loaded], {"GD701": LearningRateTooHigh.explains, "GD904": WeightsNotLoaded.explains})
+    assert first.rule == "weights-not-loaded" and first.related == (second.fingerprint,)

@@ -582,3 +582,15 @@ def test_the_bias_of_the_output_starts_at_zero(tmp_path, before, after):
             edit(tmp_path, text, "initialise", where=before, scheme="zero output bias")
     else:
         assert edit(tmp_path, text, "initialise", where=before, scheme="zero output bias") == text.replace(before, after)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("loss.backward()", "(loss / 16).backward()"), ("(a + b).backward()", "((a + b) / 16).backward()"), ("self.manual_backward(loss)", "self.manual_backward(loss / 16)"),
+    ("step(loss)", None)])
+def test_the_loss_of_each_batch_is_divided(tmp_path, before, after):
+    text = HEAD + before + "\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused, match="16"):
+            edit(tmp_path, text, "divide-loss", where=before, by=16)
+    else:
+        assert edit(tmp_path, text, "divide-loss", where=before, by=16) == text.replace(before, after)

@@ -10,7 +10,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
-from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, update_ratios
+from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, summed_batches, update_ratios
 from gradcheck_doctor.rules.optimizer.schedules import RARE, on_a_plateau, sized_in_steps, starved, stepped_rarely, taken_early, watches_wrong_way
 from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
 
@@ -113,10 +113,12 @@ class LearningRateTooHigh(Rule):
         momentum = max((g.momentum for g in record.groups), default=0.0)
         acts = 1.0 / (1.0 - momentum) if HEAVY < momentum < 1.0 else 1.0
         heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
+        summed = summed_batches(recording) if strides.harmful else 1
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "first_updates": strides.first, "lr": lr, "loss_fell": strides.gone, "optimizer": record.name,
-                                    "harmful": strides.harmful, **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
+                                    "harmful": strides.harmful, **({"batches": summed} if summed > 1 else {}),
+                                    **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
@@ -125,12 +127,17 @@ class LearningRateTooHigh(Rule):
         if "momentum" in e:
             return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
-        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
+        summed = f"; each step sums the gradients of {e['batches']} batches, whose losses are not divided by {e['batches']}" if "batches" in e else ""
+        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}{summed}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         chosen = largest_lr(recording)
         factor = 10 ** round(math.log10(max(10.0, min(m.value / HEALTHY, 1e4))))
         cures = lowered(*chosen, *sorted({factor, 10, 100})) if chosen is not None else []
+        if (batches := m.evidence.get("batches")) is not None and "momentum" not in m.evidence:
+            cures.insert(0 if m.value / batches <= LARGE else len(cures), Prescription(
+                "divide-loss", f"Divide the loss by the {batches} batches of a step", kind="loss", span=recording.events_of("backward")[0].span,
+                arguments={"by": batches}))
         if (momentum := m.evidence.get("momentum")) is not None:
             cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=m.location,
                                          arguments={"momentum": 0.9, "old": momentum}))
