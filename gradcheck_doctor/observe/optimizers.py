@@ -191,4 +191,4 @@ class KnownOptimizer(Stepping):
             betas=tuple(_number(b) for b in g.get("betas") or ()),
             initial_lr=first) for g, lr, first in zip(self._groups, rates, initial, strict=False))
         return OptimizerRecord(self.name, groups, built=self.built, stepped=self.stepped, steps=self.steps,
-                               scheduled=self.schedule.built, schedule_stepped=self.schedule.stepped)
+                               scheduled=self.schedule.built, schedule_stepped=self.schedule.stepped, plan=self.schedule.plan())

@@ -190,6 +190,17 @@ class OptimizerGroup:
 
 
 @dataclass(frozen=True)
+class SchedulePlan:
+    """What the scheduler of an optimizer was built for, and how often it was stepped."""
+
+    steps: int = 0                            # calls of its step()
+    planned: int | None = None                # steps it was built for, None where it has no end (OneCycleLR has)
+    peak: float | None = None                 # largest rate of the first group that it is to reach, where its own settings say so
+    mode: str = ""                            # of ReduceLROnPlateau: min or max
+    watched: tuple[float, ...] = ()           # what that was stepped with, the first few hundred
+
+
+@dataclass(frozen=True)
 class OptimizerRecord:
     name: str                                 # class name: SGD, Adam, AdamW, ...
     groups: tuple[OptimizerGroup, ...]
@@ -199,6 +210,7 @@ class OptimizerRecord:
     own: bool = False                         # not an optimizer of torch but statements of the loop
     scheduled: Span | None = None             # where its learning-rate scheduler was built
     schedule_stepped: Span | None = None      # the user's line that steps that
+    plan: SchedulePlan = SchedulePlan()
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,12 @@ def start(recording: Recording, operation: Operation) -> list[tuple[Summary | No
     return [(s.forward, s.gradient) for s in seen]
 
 
+def untouched(recording: Recording, operation: Operation) -> list[tuple[Summary | None, Summary | None]]:
+    """The first observed step alone, before any update: what later ones show, the steps may have done. Those of `start` where zero weights hide the first."""
+    seen = start(recording, operation)
+    return seen if recording.notes.get("warmed") else seen[:1]
+
+
 def end(recording: Recording, operation: Operation) -> list[tuple[Summary | None, Summary | None]]:
     """The last five forwards and the last five gradients; late in a training not every observed step has both."""
     return list(zip_longest([s.forward for s in operation.observed if s.forward][-5:], [s.gradient for s in operation.observed if s.gradient][-5:]))

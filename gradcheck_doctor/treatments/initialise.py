@@ -10,7 +10,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import Draw, draws, is_own_layer
 from gradcheck_doctor.treatments.gates import forget_gate_bias
-from gradcheck_doctor.treatments.outputs import class_prior, target_bias
+from gradcheck_doctor.treatments.outputs import class_prior, target_bias, zero_output_bias
 from gradcheck_doctor.treatments.places import insert
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -210,5 +210,5 @@ def _behind_assignment(context: Context, tree: Tree, owner: str, name: str, pres
     raise TreatmentRefused(f"it can't be told where {name} is made; behind that, write {_call(tree.nn(), 'orthogonal', f'self.{name}')}")
 
 
-SPECIAL = {"forget gate bias": forget_gate_bias, "class prior": class_prior}
+SPECIAL = {"forget gate bias": forget_gate_bias, "class prior": class_prior, "zero output bias": zero_output_bias}
 PLANNERS = {"initialise": initialise, "target-bias": target_bias}

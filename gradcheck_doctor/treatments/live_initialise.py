@@ -257,5 +257,5 @@ def _head(patient: Patient) -> str:
     return heads[0]
 
 
-SPECIAL = {"zero bias": zero_bias, "orthogonal": orthogonal, "forget gate bias": forget_gate_bias, "class prior": class_prior}
+SPECIAL = {"zero bias": zero_bias, "orthogonal": orthogonal, "forget gate bias": forget_gate_bias, "class prior": class_prior, "zero output bias": zero_bias}
 LIVE = {"initialise": initialise, "target-bias": target_bias}

@@ -59,6 +59,7 @@ def _names(renamed: Mapping[str, str]) -> str:
 ELSEWHERE = {
     "replace-loss": "the loss is no part of the model; change it where it is called",
     "minimise-loss": "the sign is no part of the model; take it off where the loss is made",
+    "divide-loss": "backward is called in the training loop; divide the loss there",
     "train-mode": "it belongs into the training loop, in front of each epoch",
     "zero-grad": "it belongs into the training loop, before backward",
     "register-modules": "the layers must be registered where they are made, in an nn.ModuleList",
@@ -75,6 +76,8 @@ ELSEWHERE = {
     "remake-optimizer": "the training loop holds the optimizer; make it there, behind the model",
     "log-softmax": "the loss needs the logarithm; write log_softmax where the softmax is called",
     "rename-keys": "the weights are loaded in the script; rename them there",
+    "step-schedule-per-batch": "scheduler.step() is called in the training loop, or by Lightning; move it there",
+    "plateau-mode": "the schedule was built with its mode; build it anew",
     "scale-scores": "the scores are made in forward; divide them there",
     "permute-axes": "the call is in forward; edit it there",
     "relative-schedule": "the schedule was built with its function; build it anew",

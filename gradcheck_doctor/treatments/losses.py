@@ -170,5 +170,19 @@ def _in_brackets(tree: Tree, node: ast.UnaryOp, here: Span) -> bool:
             and before.endswith("(") and after.startswith(")"))
 
 
-PLANNERS = {"minimise-loss": minimise_loss, "negate-loss": negate_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction,
+def divide_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """loss.backward() of each of the batches of a step becomes (loss / 16).backward()."""
+    tree = context.tree_of(prescription.span)
+    call, batches = tree.call(prescription.span), int(prescription.arguments["by"])
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("backward", "manual_backward"):
+        raise TreatmentRefused(f"the call of backward could not be found; divide the loss by {batches} there")
+    loss = call.func.value if call.func.attr == "backward" and not call.args else call.args[0] if call.args else None
+    if loss is None:
+        raise TreatmentRefused(f"what goes into {tree.source(call)} could not be found; divide it by {batches}")
+    divided = f"{tree.operand(loss)} / {batches}"
+    bare = loss is call.func.value and divided.startswith(tree.source(loss))              # (a + b).backward() has its brackets already
+    return [tree.replace(loss, f"({divided})" if bare else divided)]
+
+
+PLANNERS = {"divide-loss": divide_loss, "minimise-loss": minimise_loss, "negate-loss": negate_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction,
             "match-shapes": match_shapes, "scale-output": scale_output}

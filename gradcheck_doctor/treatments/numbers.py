@@ -66,9 +66,9 @@ def _on_the_right_side(place: ast.expr, value: str, old: float | None) -> None:
 
 
 def seen(tree: Tree, node: ast.expr, old: float) -> list[ast.expr]:
-    """Literals of the value that was seen, among those that the flow of values leads to and those that the name is given anywhere in the file."""
+    """Literals of the value that was seen, among those that the flow of values leads to and those that the name or key is given anywhere in the file."""
     name = _named(node)
-    found = [*origins(tree, node), *(definitions(tree, name) if name is not None else [])]
+    found = [*origins(tree, node), *(definitions(tree, name) if name is not None else _entries(tree, node))]
     return [n for n in dict.fromkeys(found) if _same(literal(n), old)]
 
 
@@ -103,6 +103,14 @@ def _entry(tree: Tree, node: ast.expr) -> ast.expr | None:
     elif isinstance(table, ast.Call) and isinstance(table.func, ast.Name) and table.func.id == "dict":
         found = [k.value for k in table.keywords if k.arg == key]
     return found[0] if len(found) == 1 and isinstance(found[0], (ast.Constant, ast.UnaryOp)) else None
+
+
+def _entries(tree: Tree, node: ast.expr) -> list[ast.expr]:
+    """What dictionaries of the file have under the key of cfg["lr"]."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Constant):
+        return []
+    return [v for n in ast.walk(tree.root) if isinstance(n, ast.Dict) for k, v in zip(n.keys, n.values, strict=True)
+            if isinstance(k, ast.Constant) and k.value == node.slice.value]
 
 
 def definitions(tree: Tree, name: str) -> list[ast.expr]:

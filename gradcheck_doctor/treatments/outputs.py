@@ -33,6 +33,21 @@ def class_prior(context: Context, finding: Finding, prescription: Prescription) 
                            f"{bias}.copy_(torch.log(torch.bincount(targets) / len(targets)))")
 
 
+def zero_output_bias(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """What fills the bias of the output layer fills it with zeros."""
+    tree = context.tree_of(prescription.span)
+    node = tree.find(prescription.span, ast.stmt) or tree.expression(prescription.span)
+    call = node.value if isinstance(node, ast.Expr) else node
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+        if tree.source(call.func.value).rpartition(".")[2] == "init" and call.args:
+            return [tree.replace(call, f"{tree.nn()}init.zeros_({tree.source(call.args[0])})")]
+        if call.func.attr.endswith("_") and "bias" in tree.source(call.func.value) and isinstance(tree.parents[call], ast.Expr):
+            return [tree.replace(call, f"{tree.source(call.func.value)}.zero_()")]
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and tree.source(node.targets[0]).endswith("bias.data"):
+        return [tree.replace(node.value, f"{tree.torch()}zeros_like({tree.source(node.targets[0])})")]
+    raise TreatmentRefused("it can't be told where the bias of the output layer gets its values; start it at zero, or at the logarithms of the classes' shares")
+
+
 def scaled_head(context: Context, prescription: Prescription) -> list[Edit]:
     """The output layer starts at the targets' mean and with their standard deviation, in front of the optimizer."""
     tree, statement, bias = _bias(context)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.calls import argument
+from gradcheck_doctor.treatments.calls import argument, methods
 from gradcheck_doctor.treatments.choices import given_for
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import definitions, literal
@@ -44,6 +44,68 @@ def _interval(tree: Tree) -> Edit:
     if len(found) != 1:
         raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
     return tree.replace(found[0], '"epoch"')
+
+
+def step_per_batch(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """scheduler.step() from the loop over epochs to behind the optimizer's step in the loop over batches; where Lightning steps it, its interval."""
+    tree = context.tree_of(prescription.span)
+    call = tree.call(prescription.span)
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "step":
+        return [_every_batch(tree, call)]
+    statement, text = tree.statement(call), tree.source(call)
+    outer = tree.parents[statement]
+    if (not isinstance(outer, (ast.For, ast.While)) or not isinstance(statement, ast.Expr) or statement.value is not call
+            or tree.lines[statement.lineno - 1].partition("#")[0].strip() != text):
+        raise TreatmentRefused(f"{text} does not stand by itself in a loop over epochs; call it behind each step of the optimizer")
+    stepping = [tree.statement(made) for made in methods(outer, "step") if made is not call]
+    inside = [s for s in stepping if isinstance(tree.parents[s], (ast.For, ast.While)) and tree.parents[s] is not outer and tree.parents[tree.parents[s]] is outer]
+    if len(stepping) != 1 or stepping != inside or len(outer.body) < 2:
+        raise TreatmentRefused(f"the optimizer's step could not be found in a loop over batches; call {text} behind it")
+    return [Edit(Span(tree.file, statement.lineno, 1, statement.lineno + 1, 1), ""), tree.after(stepping[0], [text])]
+
+
+def _every_batch(tree: Tree, made: ast.Call) -> Edit:
+    """The schedule that is made in configure_optimizers gets "interval": "step"."""
+    refused = TreatmentRefused('it can\'t be told where the schedule is handed to Lightning; give it as {"scheduler": ..., "interval": "step"}')
+    function, statement = tree.function(made), tree.statement(made)
+    returned = [n for n in ast.walk(function) if isinstance(n, ast.Return)] if function is not None else []
+    if len(returned) != 1 or returned[0].value is None:
+        raise refused
+    names = {t.id for t in statement.targets if isinstance(t, ast.Name)} if isinstance(statement, ast.Assign) and statement.value is made else set[str]()
+    uses = [n for n in ast.walk(returned[0].value) if n is made or isinstance(n, ast.Name) and n.id in names]
+    if len(uses) != 1:
+        raise refused
+    around = tree.parents[uses[0]]
+    if isinstance(around, ast.Dict):
+        key = next((k.value for k, v in zip(around.keys, around.values, strict=True) if v is uses[0] and isinstance(k, ast.Constant)), None)
+        given = next((v for k, v in zip(around.keys, around.values, strict=True) if isinstance(k, ast.Constant) and k.value == "interval"), None)
+        if key == "scheduler":
+            return tree.replace(given, '"step"') if given is not None else _entry(tree, uses[0])
+        if key != "lr_scheduler":
+            raise refused
+    elif not (isinstance(around, ast.List) and isinstance(tree.parents[around], ast.Tuple) and tree.parents[around].elts[-1] is around):  # type: ignore[attr-defined]
+        raise refused
+    return tree.replace(uses[0], f'{{"scheduler": {tree.source(uses[0])}, "interval": "step"}}')
+
+
+def _entry(tree: Tree, value: ast.AST) -> Edit:
+    """One more entry of a dictionary, behind a value."""
+    here = tree.span(value)
+    return Edit(Span(here.file, here.end_line or here.line, here.end_column or 1, here.end_line, here.end_column), ', "interval": "step"')
+
+
+def plateau_mode(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """The mode of a ReduceLROnPlateau."""
+    tree = context.tree_of(prescription.span)
+    call, mode = tree.call(prescription.span), f'"{prescription.arguments["mode"]}"'
+    if tree.source(call.func).rpartition(".")[2] != "ReduceLROnPlateau" or any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        raise TreatmentRefused(f"it can't be told where the scheduler gets its mode; it should be {mode}")
+    given = argument(call, "mode", 1)
+    if given is None:
+        return [tree.keyword(call, f"mode={mode}")]
+    if not isinstance(given, ast.Constant):
+        raise TreatmentRefused(f"set {tree.source(given)} to {mode}")
+    return [tree.replace(given, mode)]
 
 
 def relative_schedule(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -95,4 +157,5 @@ def _names(tree: Tree) -> Iterator[str]:
             yield node.value.lstrip("-").replace("-", "_")
 
 
-PLANNERS = {"step-schedule-per-epoch": step_per_epoch, "shorten-warmup": shorten_warmup, "relative-schedule": relative_schedule}
+PLANNERS = {"step-schedule-per-epoch": step_per_epoch, "step-schedule-per-batch": step_per_batch, "plateau-mode": plateau_mode,
+            "shorten-warmup": shorten_warmup, "relative-schedule": relative_schedule}

@@ -162,3 +162,45 @@ def test_spikes_of_a_policy_that_do_no_harm_are_information():
 @pytest.mark.parametrize("options", [{"behind": 8.0}, {"behind": 0.0, "floor": 0.0}, {"behind": 0.0, "op": "cross_entropy"}])
 def test_spikes_that_raise_the_loss_or_of_a_loss_that_should_fall_are_not(options):
     assert spiking(**options) == "warning"
+
+
+# -- biases of the output ------------------------------------------------------------------------------------------------------------------
+X512 = torch.randn(512, 12, generator=torch.Generator().manual_seed(1))
+COUNTS = torch.tensor([1200.0, 400.0, 200.0, 120.0, 80.0])
+BIASES = {"counts": (COUNTS, True), "log of the counts": (COUNTS.log(), False), "log of the shares": ((COUNTS / COUNTS.sum()).log(), False),
+          "the same for all": (torch.full((5,), 300.0), False), "a rare class": ((torch.tensor([0.999, *[0.00025] * 4])).log(), False)}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_that_decide_the_answers_are_named_and_priors_are_not(name):
+    values, sick = BIASES[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ELU(), nn.Linear(32, 5))
+    with torch.no_grad():
+        model[2].bias.copy_(values)
+    y = torch.multinomial(COUNTS, 512, replacement=True)
+    opt = torch.optim.Adam(model.parameters(), 1e-3)
+    with doctor.watch(model, opt) as seen:
+        for i in torch.randperm(512).split(32):
+            opt.zero_grad()
+            F.cross_entropy(model(X512[i]), y[i]).backward()
+            opt.step()
+    found = [f for f in seen.report().findings if f.severity != "info"]
+    assert ("bias-init" in [f.rule for f in found]) == sick
+    if sick:
+        assert found[0].rule == "bias-init" and "they decide the answers" in found[0].message and found[0].module == "2"
+        assert found[0].fixes[0].prescription.arguments == {"scheme": "zero output bias"}
+
+
+def test_the_prior_of_a_detector_is_none_of_these():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ELU(), nn.Linear(32, 1))
+    nn.init.constant_(model[2].bias, -4.6)
+    y = (torch.rand(512, 1) < 0.01).float()
+    opt = torch.optim.Adam(model.parameters(), 1e-3)
+    with doctor.watch(model, opt) as seen:
+        for i in torch.randperm(512).split(32):
+            opt.zero_grad()
+            F.binary_cross_entropy_with_logits(model(X512[i]), y[i]).backward()
+            opt.step()
+    assert "bias-init" not in [f.rule for f in seen.report().findings]

@@ -10,11 +10,14 @@ from torch.optim import lr_scheduler as schedulers
 import gradcheck_doctor as doctor
 from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.records.findings import Finding
-from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, Recording, StepRecord
-from gradcheck_doctor.rules.engine import _demoted, diagnose
-from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, STARVED
+from gradcheck_doctor.records.recording import LossRecord, OptimizerGroup, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
+from gradcheck_doctor.rules.base import Measurement
+from gradcheck_doctor.rules.engine import _demoted, _grouped, diagnose
+from gradcheck_doctor.rules.optimizer.learning_rate import CERTAIN, LearningRateTooHigh, LearningRateTooLow
 from gradcheck_doctor.rules.optimizer.readings import rates
+from gradcheck_doctor.rules.optimizer.schedules import STARVED
 from gradcheck_doctor.rules.progress import learned, phase, progress
+from gradcheck_doctor.rules.transfer.weights_not_loaded import WeightsNotLoaded
 
 
 def serious(report):
@@ -235,3 +238,84 @@ def test_a_rate_is_raised_by_a_hundred_at_most():
     finding = next(f for f in report.findings if f.rule == "learning-rate-too-low")
     asked = [fix.prescription.arguments["lr"] for fix in finding.fixes]
     assert math.isclose(asked[0], 1e-5) and asked[1:] == [1e-2]           # and what people begin with
+
+
+def test_units_that_a_rate_saturated_are_not_blamed_on_how_the_weights_were_drawn():
+    """A pooler and head of std 0.02: the tanh is flat after a few steps at a rate of 0.3, not before."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 48)
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 2))
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+    opt = torch.optim.AdamW(model.parameters(), lr=1.0)
+    with doctor.watch(model, opt) as seen:
+        for step in range(150):
+            i = torch.arange(32) + 32 * (step % 16)
+            opt.zero_grad()
+            F.cross_entropy(model(x[i]), y[torch.randperm(512)[:32]]).backward()
+            opt.step()
+    report = seen.report()
+    assert serious(report)[0] == "learning-rate-too-high" and "init-scale" not in serious(report)
+
+
+@pytest.mark.parametrize(("optimizer", "lr", "asked"), [("SGD", 1e-5, [1e-3, 1e-2]), ("SGD", 0.02, [1.0]), ("SGD", 0.2, []), ("Adam", 5e-4, [1e-2, 1e-3]),
+                                                        ("Adam", 1e-2, []),
+                                                        ("Adadelta", 1.0, [10.0])])
+def test_nobody_is_sent_to_a_rate_that_no_one_uses(optimizer, lr, asked):
+    """Steps of a hundred-thousandth at a rate of 0.2: the gradients are small, not the rate."""
+    m = Measurement(value=2e-5 if lr < 1e-3 or lr == 0.02 else 1e-4, evidence={"lr": lr, "optimizer": optimizer, "loss_fell": 0.0, "update_ratio": 2e-5})
+    assert [p.arguments["lr"] for p in LearningRateTooLow().prescribe(m, Recording("run"))] == pytest.approx(asked)
+
+
+def test_a_usual_rate_whose_loss_falls_is_not_called_low():
+    def quiet(lr):
+        group = OptimizerGroup(lr=lr, parameters=("w",), initial_lr=lr)
+        losses = [1.0 - 0.004 * k for k in range(60)]
+        recording = recorded(losses)
+        steps = {"w": tuple(ParameterStep(s, 1.0, update_ratio=1e-5) for s in range(60))}
+        return not [f for f in diagnose(Recording(
+            "run", parameters=(ParameterRecord("w", "", "weight", (4, 4), 16, True, rms=1.0),), parameter_steps=steps, curve=recording.curve, steps=recording.steps,
+            total_steps=60, optimizers=(OptimizerRecord("SGD", (group,), steps=60),))) if f.rule == "learning-rate-too-low"]
+
+    assert quiet(0.05) and not quiet(1e-4)
+
+
+@pytest.mark.parametrize(("divide", "passes"), [(False, "batches"), (True, "batches"), (False, "losses")])
+def test_gradients_of_many_batches_are_summed(divide, passes):
+    """Sixteen batches a step, whose mean losses go into backward as they are; divided, or several losses of one forward, they are no reason."""
+    torch.manual_seed(0)
+    x = torch.randn(1280, 64)
+    y = (x @ torch.randn(64, 10)).argmax(1)
+    model = nn.Sequential(*(m for k in range(3) for m in (nn.Linear(64 if k == 0 else 100, 100), nn.ReLU())), nn.Linear(100, 10))
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    opt = torch.optim.SGD(model.parameters(), lr=0.05 if passes == "batches" else 3.0, momentum=0.9)
+    with doctor.watch(model, opt) as seen:
+        for k in range(1, 1200 if passes == "batches" else 150):
+            i = torch.randint(0, 1280, (8,))
+            if passes == "batches":
+                loss = F.cross_entropy(model(x[i]), y[i])
+                (loss / 16 if divide else loss).backward()
+            else:
+                out = model(x[i])
+                for _ in range(4):
+                    F.cross_entropy(out, y[i]).backward(retain_graph=True)
+            if k % 16 == 0 or passes == "losses":
+                opt.step()
+                opt.zero_grad()
+    found = [f for f in seen.report().findings if f.rule == "learning-rate-too-high" and f.severity != "info"]
+    if passes == "losses":
+        assert found and "batches" not in found[0].message
+    elif divide:
+        assert not found
+    else:
+        assert "each step sums the gradients of 16 batches" in found[0].message
+        first = found[0].fixes[0].prescription
+        assert (first.treatment, first.arguments) == ("divide-loss", {"by": 16}) and first.span.file == __file__
+
+
+def test_weights_that_were_not_loaded_explain_a_rate_that_seems_too_high():
+    loaded, rate = Finding("GD904", "weights-not-loaded", "error", "m"), Finding("GD701", "learning-rate-too-high", "warning", "m")
+    first, second = _grouped([rate, loaded], {"GD701": LearningRateTooHigh.explains, "GD904": WeightsNotLoaded.explains})
+    assert first.rule == "weights-not-loaded" and first.related == (second.fingerprint,)

@@ -542,3 +542,74 @@ def test_layers_of_a_loop_in_a_module_list(tmp_path):
     for other in (text.replace("self, x", "self, x, y"), text.replace("zip(s, s[1:])", "pairs(s)")):
         with pytest.raises(TreatmentRefused, match="first"):
             edit(tmp_path, other, "input-norm", layers=[("fs.0", "linear", "nn.Linear(a, b)")], op="linear")
+
+
+def test_a_schedule_is_stepped_behind_the_optimizer_in_the_loop_over_batches(tmp_path):
+    before = LOOPS.replace("        sched.step()\n", "").replace("    print", "    sched.step()\n    print")
+    assert edit(tmp_path, before, "step-schedule-per-batch", where="sched.step()") == LOOPS
+    for other in (LOOPS, before.replace("    for x in data:\n        opt.step()\n        count", "    opt.step()\n    for x in data:\n        count"),
+                  before.replace("        opt.step()", "        opt.step()\n        other.step()")):
+        with pytest.raises(TreatmentRefused):
+            edit(tmp_path, other, "step-schedule-per-batch", where="sched.step()")
+
+
+@pytest.mark.parametrize(("returned", "after"), [
+    ("[opt], [s]", '[opt], [{"scheduler": s, "interval": "step"}]'),
+    ('{"optimizer": opt, "lr_scheduler": s}', '{"optimizer": opt, "lr_scheduler": {"scheduler": s, "interval": "step"}}'),
+    ('{"optimizer": opt, "lr_scheduler": {"scheduler": s}}', '{"optimizer": opt, "lr_scheduler": {"scheduler": s, "interval": "step"}}'),
+    ('[opt], [{"scheduler": s, "interval": "epoch"}]', '[opt], [{"scheduler": s, "interval": "step"}]'), ("make(opt, s)", None), ("[opt], s", None)])
+def test_lightning_steps_a_schedule_after_every_batch(tmp_path, returned, after):
+    made = "OneCycleLR(opt, 0.1, total_steps=n)"
+    text = HEAD + f"def configure_optimizers(self):\n    s = {made}\n    return {returned}\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused, match="handed to Lightning"):
+            edit(tmp_path, text, "step-schedule-per-batch", where=made)
+    else:
+        assert edit(tmp_path, text, "step-schedule-per-batch", where=made) == text.replace(returned, after)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ('ReduceLROnPlateau(opt, "max", 0.5)', 'ReduceLROnPlateau(opt, "min", 0.5)'), ("ReduceLROnPlateau(opt, patience=3)", 'ReduceLROnPlateau(opt, patience=3, mode="min")'),
+    ("ReduceLROnPlateau(opt, mode='max')", 'ReduceLROnPlateau(opt, mode="min")'), ("ReduceLROnPlateau(opt, **settings)", None),
+    ("ReduceLROnPlateau(opt, mode=mode)", None)])
+def test_a_plateau_scheduler_watches_the_other_way(tmp_path, before, after):
+    text = HEAD + f"s = {before}\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused):
+            edit(tmp_path, text, "plateau-mode", where=before, mode="min")
+    else:
+        assert edit(tmp_path, text, "plateau-mode", where=before, mode="min") == text.replace(before, after)
+
+
+def test_a_setting_of_a_table_that_is_handed_on_is_known_by_its_key_and_value(tmp_path):
+    text = HEAD + 'CFG = {"lr": 1e-3, "eps": 0.1}\nmake = lambda p, c: torch.optim.Adam(p, lr=c["lr"], eps=c["eps"])\n'
+    where = 'torch.optim.Adam(p, lr=c["lr"], eps=c["eps"])'
+    assert edit(tmp_path, text, "adam-epsilon", where=where, eps=1e-8, old=0.1) == text.replace('"eps": 0.1', '"eps": 1e-8')
+    with pytest.raises(TreatmentRefused):
+        edit(tmp_path, text + 'OTHER = {"eps": 0.1}\n', "adam-epsilon", where=where, eps=1e-8, old=0.1)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("net.head.bias.copy_(counts)", "net.head.bias.zero_()"), ("net.head.bias.data.fill_(50.0)", "net.head.bias.data.zero_()"),
+    ("nn.init.constant_(net.head.bias, 50.0)", "nn.init.zeros_(net.head.bias)"),
+    ("net.head.bias.data = counts", "net.head.bias.data = torch.zeros_like(net.head.bias.data)"),
+    ("fill(net.head.bias, counts)", None)])
+def test_the_bias_of_the_output_starts_at_zero(tmp_path, before, after):
+    text = HEAD + before + "\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused, match="logarithms"):
+            edit(tmp_path, text, "initialise", where=before, scheme="zero output bias")
+    else:
+        assert edit(tmp_path, text, "initialise", where=before, scheme="zero output bias") == text.replace(before, after)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("loss.backward()", "(loss / 16).backward()"), ("(a + b).backward()", "((a + b) / 16).backward()"), ("self.manual_backward(loss)", "self.manual_backward(loss / 16)"),
+    ("step(loss)", None)])
+def test_the_loss_of_each_batch_is_divided(tmp_path, before, after):
+    text = HEAD + before + "\n"
+    if after is None:
+        with pytest.raises(TreatmentRefused, match="16"):
+            edit(tmp_path, text, "divide-loss", where=before, by=16)
+    else:
+        assert edit(tmp_path, text, "divide-loss", where=before, by=16) == text.replace(before, after)

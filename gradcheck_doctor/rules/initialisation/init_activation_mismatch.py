@@ -9,7 +9,7 @@ from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recor
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untrained, weight
+from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, norm_kind, phi, runs, signal_ratio, start, typical, untouched, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, fitting, initialise, right_scheme
 from gradcheck_doctor.theory.propagation import expected_attenuation
 
@@ -59,8 +59,8 @@ class InitActivationMismatch(Rule):
         forward, backward = expected_attenuation(pairs[1:])
         decades = [math.log10(max(a, 1e-30)) for a in (forward, backward)]
         worst = max(decades, key=abs)
-        signal = signal_ratio(recording, run.layers[0], last)
-        gradient = gradient_ratio(recording, run.layers[0], last)
+        signal = signal_ratio(recording, run.layers[0], last, untouched)
+        gradient = gradient_ratio(recording, run.layers[0], last, untouched)
         seen = [math.log10(max(r, 1e-30)) for r in (signal, gradient) if r is not None]
         confirmed = any(s * worst > 0 and abs(s) >= min(max(1.0, CONFIRMED * abs(worst)), ENOUGH) for s in seen)
         scheme, act, _ = right_scheme(run.activations)

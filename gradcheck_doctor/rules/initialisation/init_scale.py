@@ -7,7 +7,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.rules.attention import hard_attention
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, phi, runs, signal_ratio, untrained, weight
+from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, phi, runs, signal_ratio, untouched, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
 from gradcheck_doctor.rules.progress import mild
 
@@ -68,9 +68,10 @@ class InitScale(Rule):
                               "chosen": hard.chosen, "layers": len(layers)}, cap=mild(recording, "warning" if worst >= GROSS else "info") or "warning")
 
     def _judge(self, recording: Recording, run: Run, last: Operation, worst: float, act: str, record: ParameterRecord) -> Measurement:
-        signal = signal_ratio(recording, run.layers[0], last)
-        gradient = gradient_ratio(recording, run.layers[0], last)
-        saturated = max((max(o.units.saturated_fraction, o.units.flat_share) for o in run.activations if o.units is not None), default=0.0)
+        signal = signal_ratio(recording, run.layers[0], last, untouched)
+        gradient = gradient_ratio(recording, run.layers[0], last, untouched)
+        drawn = [u for o in run.activations if (u := o.units_first or (o.units if recording.kind == "audit" else None)) is not None]
+        saturated = max((max(u.saturated_fraction, u.flat_share) for u in drawn), default=0.0)
         effect = any(r is not None and not 1 / EFFECT <= r <= EFFECT for r in (signal, gradient)) or saturated > 0.5
         loss = next((x for x in recording.losses if x.classes and x.value is not None), None)
         if loss is not None and loss.value is not None and loss.classes and worst > 0:

@@ -7,24 +7,27 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import OptimizerRecord, Recording
+from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
-from gradcheck_doctor.rules.optimizer.readings import Rates, at_rate, dead_share, died, largest_lr, lowered, rates, update_ratios
+from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, summed_batches, update_ratios
+from gradcheck_doctor.rules.optimizer.schedules import RARE, on_a_plateau, sized_in_steps, starved, stepped_rarely, taken_early, watches_wrong_way
 from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
 
 HEALTHY = 1e-3         # update ratio aimed at
 LARGE = 3e-2           # update ratio from which on steps are large
 #: Rates that people begin with; torch's defaults for the adaptive ones.
 USUAL = {"Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "Adamax": 1e-3, "RMSprop": 1e-3, "SGD": 1e-2}
+#: Rates above which nobody is sent.
+HIGHEST = {name: 1.0 if name == "SGD" else 10 * rate for name, rate in USUAL.items()}
 EARLY = 12             # steps that count as the start
 LEAP = 3.0             # largest loss of the start over the first from which on the steps made it
 UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # their first step has the size of the rate, or ten times that, whatever the gradient
 HEAVY = 0.95           # momentum from which on it can be the fault
-STARVED = 0.03         # mean learning rate over the full one; the lowest of the usual schedules has twice as much
 HALF = 0.5             # of the full rate: a schedule that begins below is not stepped too often, it is too small
 STILL = 1e-4           # update ratio below which weights practically stay where they were
 CERTAIN = 290          # order of a schedule that left no rate: nothing else can be told of such a run
+NEARLY_ALL = 0.9       # of the loss: where that is gone, no rate was missing
 LONG = 0.25            # share of the run over which a gradient must act for that
 
 
@@ -111,10 +114,12 @@ class LearningRateTooHigh(Rule):
         momentum = max((g.momentum for g in record.groups), default=0.0)
         acts = 1.0 / (1.0 - momentum) if HEAVY < momentum < 1.0 else 1.0
         heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
+        summed = summed_batches(recording) if strides.harmful else 1
         yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "usual_update": strides.usual, "first_updates": strides.first, "lr": lr,
                                     "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful,
+                                    **({"batches": summed} if summed > 1 else {}),
                                     **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
     def message(self, m: Measurement) -> str:
@@ -124,15 +129,20 @@ class LearningRateTooHigh(Rule):
         if "momentum" in e:
             return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
+        summed = f"; each step sums the gradients of {e['batches']} batches, whose losses are not divided by {e['batches']}" if "batches" in e else ""
         if m.value > e["usual_update"]:
             return (f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {e['usual_update']:.2g} of their size a step, in one of the first {EARLY} by "
-                    f"{e['first_updates']:.2g}, a third of which counts (limit {{limit}}){fell}")
-        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}"
+                    f"{e['first_updates']:.2g}, a third of which counts (limit {{limit}}){fell}{summed}")
+        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}{summed}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         chosen = largest_lr(recording)
         factor = 10 ** round(math.log10(max(10.0, min(m.value / HEALTHY, 1e4))))
         cures = lowered(*chosen, *sorted({factor, 10, 100})) if chosen is not None else []
+        if (batches := m.evidence.get("batches")) is not None and "momentum" not in m.evidence:
+            cures.insert(0 if m.value / batches <= LARGE else len(cures), Prescription(
+                "divide-loss", f"Divide the loss by the {batches} batches of a step", kind="loss", span=recording.events_of("backward")[0].span,
+                arguments={"by": batches}))
         if (momentum := m.evidence.get("momentum")) is not None:
             cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=m.location,
                                          arguments={"momentum": 0.9, "old": momentum}))
@@ -145,11 +155,15 @@ class LearningRateTooLow(Rule):
     What it measures: rms(change) / rms(weight), median over the weight matrices and the run, in a run of at least 20 steps whose loss fell by less than 10 %.
     Also the mean learning rate over the run as a share of the full one: below 3 % a schedule took the rate away long before the end (stepped every batch
     instead of every epoch), a warm-up is far longer than the run, or the factor of a LambdaLR is itself a rate, so that the run begins at its square.
+    Also a rate below 1 % of the full one for at least the second half of the run, where the loss was falling as it went and stood still afterwards
+    with more than half of it left (a ReduceLROnPlateau whose mode is that of the other kind of metric), and a warm-up that is stepped once an epoch although
+    the schedule was built for the steps of the run.
     A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
 
     Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
 
-    When it is harmless: the end of a schedule, fine-tuning, very long runs; a warm-up of which only the beginning was run (--max-steps).
+    When it is harmless: the end of a schedule, fine-tuning, very long runs; a warm-up of which only the beginning was run (--max-steps); a plateau
+    scheduler that lowers the rate where what it watches stands still.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022); the share: measured on schedules in use, the lowest of which has 6 %.
     """
@@ -172,21 +186,38 @@ class LearningRateTooLow(Rule):
         lr, record = chosen
         value = median(ratios)
         evidence = {"update_ratio": value, "lr": lr, "loss_fell": gone, "optimizer": record.name}
-        starved = _starved(recording, record, idle=value <= STILL and gone <= 0.1)
-        if starved is not None:
-            partial = starved.rises and "stopped" in recording.probe
-            squared = starved.squared and not starved.rises
-            stepped = None if squared else record.schedule_stepped          # how it is stepped is not its fault
+        idle = value <= STILL and gone <= 0.1
+        found = starved(recording, record, idle=idle) or taken_early(recording, record)
+        if found is not None:
+            partial = found.rises and "stopped" in recording.probe
+            squared = found.squared and not found.rises
+            wrong, rare = not found.rises and watches_wrong_way(record.plan, gone), found.rises and stepped_rarely(record)
+            stepped = None if squared or wrong else record.schedule_stepped          # how it is stepped is not its fault
+            certain = rare and sized_in_steps(record) and gone < NEARLY_ALL
             yield Measurement(value=value, location=stepped or record.scheduled or record.built or record.stepped,
-                              cap="info" if learned(recording) or partial else None, floor="warning", order=CERTAIN,
-                              evidence={**evidence, "schedule": "warm-up" if starved.rises else "decay", "full": starved.full, "first": starved.first,
-                                        "last": starved.last, "alive": starved.alive, "steps": starved.steps, "mean_share": starved.share,
-                                        **({"squared": True} if squared else {})})
-        elif value > 0:
-            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 else None, evidence=evidence)
+                              cap="info" if partial or learned(recording) and not certain else None, floor="warning", order=CERTAIN,
+                              evidence={**evidence, "schedule": "warm-up" if found.rises else "decay", "full": found.full, "first": found.first,
+                                        "last": found.last, "alive": found.alive, "steps": found.steps, "mean_share": found.share,
+                                        "schedule_steps": record.plan.steps, "planned": record.plan.planned,
+                                        **({"squared": True} if squared else {}), **({"rare": True} if rare else {}),
+                                        **({"mode": record.plan.mode} if wrong else {})})
+        elif value > 0 and not (gone > 0.1 and lr >= USUAL.get(record.name, math.inf)):      # a usual rate, and the loss falls: nothing to say
+            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 or on_a_plateau(recording, record) else None,
+                              evidence=evidence)
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "mode" in e:
+            moved = "falls" if e["mode"] == "max" else "rises"
+            return (f"the plateau scheduler has mode '{e['mode']}', but what it is stepped with {moved}: it takes each improvement for none, and took the learning "
+                    f"rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); the loss fell by {e['loss_fell']:.0%}")
+        if "rare" in e:
+            sized = f", of the {e['planned']} it was built for" if e["planned"] else ""
+            return (f"the schedule was stepped {e['schedule_steps']} times in {e['steps']} steps of the optimizer, once an epoch{sized}: in its warm-up it took the "
+                    f"learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; the loss fell by {e['loss_fell']:.0%}")
+        if e.get("planned") and e["schedule"] == "warm-up":
+            return (f"the schedule was built for {e['planned']} steps, the run has {e['steps']}: it took the learning rate from {e['first']:.2g} to {e['last']:.2g} "
+                    f"of {e['full']:g}; the loss fell by {e['loss_fell']:.0%}")
         if e.get("schedule") == "warm-up":
             return (f"the warm-up is longer than the run: in {e['steps']} steps it took the learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; "
                     f"the loss fell by {e['loss_fell']:.0%}")
@@ -200,31 +231,29 @@ class LearningRateTooLow(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr, steps = m.evidence["lr"], m.evidence.get("steps", 0)
+        if "mode" in m.evidence:
+            right = "min" if m.evidence["mode"] == "max" else "max"
+            return (Prescription("plateau-mode", f"Let the plateau scheduler watch the other way: mode='{right}'", kind="optimizer", span=m.location,
+                                 arguments={"mode": right}),)
+        if "rare" in m.evidence:
+            return (Prescription("step-schedule-per-batch", "Step the schedule after every batch, not after an epoch", kind="optimizer", span=m.location),)
         if m.evidence.get("schedule") == "warm-up":
             return (Prescription("shorten-warmup", f"Shorten the warm-up to {max(1, steps // 10)} of the {steps} steps", kind="optimizer", span=m.location,
                                  arguments={"steps": max(1, steps // 10), "longer": steps}),)
         if "squared" in m.evidence:
             return (Prescription("relative-schedule", f"Make the schedule's factor relative: divide it by the learning rate {m.evidence['full']:g}",
                                  kind="optimizer", span=m.location, arguments={"lr": m.evidence["full"]}),)
-        if "schedule" in m.evidence and m.evidence["first"] < HALF * m.evidence["full"]:
-            return ()                                                           # it starved from its first step on, however it is stepped
+        if "schedule" in m.evidence and (m.evidence["first"] < HALF * m.evidence["full"] or 0 < m.evidence["schedule_steps"] * RARE <= steps):
+            return ()                                           # it starved from its first step on, or is stepped once an epoch as it is
         if "schedule" in m.evidence:
             return (Prescription("step-schedule-per-epoch", "Step the schedule after an epoch, not after every batch", kind="optimizer", span=m.location),)
         if math.isnan(lr):
             return ()
-        derived = lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0))))
-        usual = USUAL.get(m.evidence["optimizer"], 0.0)
-        cures = {derived: f"{derived / lr:.3g} times as much"}
+        cures, usual = {}, USUAL.get(m.evidence["optimizer"], 0.0)
+        derived = min(lr * 10 ** round(math.log10(max(10.0, min(HEALTHY / m.value, 100.0)))), HIGHEST.get(m.evidence["optimizer"], math.inf))
+        if derived >= 3 * lr and not lr >= 10 * usual > 0:              # a rate that is high as it stands is not what keeps the steps small
+            cures[derived] = f"{derived / lr:.3g} times as much"
         if usual > lr:
             cures.setdefault(usual, f"the usual one of {m.evidence['optimizer']}")
         return tuple(Prescription("learning-rate", f"Raise the learning rate from {lr:g} to {rate:g}, {why}", kind="optimizer", span=m.location,
                                   arguments={"lr": rate, "old": lr}) for rate, why in cures.items())
-
-
-def _starved(recording: Recording, record: OptimizerRecord, *, idle: bool) -> Rates | None:
-    """The rates of an optimizer that had next to none for nearly all of the run; for three quarters of one that is `idle`, whose weights stay and loss, too."""
-    found = rates(recording, recording.optimizers.index(record))
-    if found is None or found.steps < 20:
-        return None
-    gone = idle and not found.rises and found.alive <= 0.25 * found.steps
-    return found if found.share < STARVED or gone else None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
@@ -10,6 +11,7 @@ from gradcheck_doctor.rules.flow import updates_by_step
 from gradcheck_doctor.rules.progress import phase
 
 LINE_SEARCH = ("LBFGS",)       # optimizers that find the length of a step themselves
+SEVERAL = 4                    # backward passes a step, from which on they are accumulated
 NOTHING = 0.01                 # share of its largest from which on a learning rate is next to none
 
 
@@ -55,6 +57,19 @@ def died(recording: Recording) -> float:
                 if o.units_first is not None and o.units_last is not None), default=0.0)
 
 
+def summed_batches(recording: Recording) -> int:
+    """Number of batches whose gradients each step sums up: the mean loss of each goes into backward undivided. 1 where that can't be told for certain."""
+    passes = [row.backwards for row in recording.steps]
+    count = int(median(passes)) if passes else 1
+    loss = recording.losses[0] if len(recording.losses) == 1 else None
+    steps = len({seen.step for o in recording.operations for seen in o.observed})
+    called = max((m.calls for m in recording.modules), default=0) / max(1, steps)                # several losses of one forward are no batches
+    lines = {e.span for e in recording.events_of("backward")}
+    if loss is None or loss.reduction != "mean" or not 0 <= loss.operation < len(recording.operations) or recording.consumers[loss.operation]:
+        return 1
+    return count if count >= SEVERAL and called >= 0.9 * count and len(lines) == 1 else 1
+
+
 @dataclass(frozen=True)
 class Rates:
     """The learning rate of the first parameter group over a run: what it could have been, how it began and ended, its mean as a share of that."""
@@ -81,7 +96,7 @@ def rates(recording: Recording, number: int) -> Rates | None:
     """Learning rates that the steps of optimizer `number` were made with; None where they were not seen."""
     group = recording.optimizers[number].groups[0] if recording.optimizers[number].groups else None
     seen = [row.lr for row in recording.steps if row.optimizer == number and row.lr is not None]
-    full = max([*seen, group.initial_lr or 0.0], default=0.0) if group is not None else 0.0
+    full = max([*seen, group.initial_lr or 0.0, recording.optimizers[number].plan.peak or 0.0], default=0.0) if group is not None else 0.0
     if not seen or full <= 0.0:
         return None
     alive = max((n for n, rate in enumerate(seen, 1) if rate >= NOTHING * full), default=0)

@@ -28,6 +28,7 @@ class WeightsNotLoaded(Rule):
     summary = "load_state_dict skipped a large part"
     threshold = Threshold(0.3, 0.5, "share of keys that did not match", "a new head is a few keys")
     order = 180
+    explains = ("GD701", "GD702", "GD707")           # steps on top of a random net that was thought to be trained
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for facts in recording.notes.get("loaded", ()):
