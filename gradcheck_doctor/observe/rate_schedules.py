@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from gradcheck_doctor.records.recording import SchedulePlan
@@ -79,6 +80,6 @@ def _built(scheduler: LRScheduler, span: Span | None) -> RateSchedule:
 
 def _note(known: RateSchedule, value: Any) -> None:
     try:
-        known.watched.append(float(value))
+        known.watched.append(float(value.detach() if isinstance(value, Tensor) else value))      # a warning of torch is the scheduler's to give
     except (TypeError, ValueError):
         known.mode = ""                                     # the scheduler will say what is wrong with it
