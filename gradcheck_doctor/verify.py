@@ -26,7 +26,7 @@ MARGIN = 0.1           # share of the first loss, and of a constant guess's, by 
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
 NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
-LOSS_CHANGING = frozenset({"replace-loss", "minimise-loss", "negate-loss", "remove-output-activation", "log-softmax", "mean-reduction", "match-shapes"})
+LOSS_CHANGING = frozenset({"replace-loss", "minimise-loss", "negate-loss", "remove-output-activation", "log-softmax", "mean-reduction", "divide-loss", "match-shapes"})
 
 
 @dataclass(frozen=True)
