@@ -139,6 +139,8 @@ def _round(result: Repair, before: Judgement, trial: Trial) -> tuple[Finding, Fi
         for finding, fix in _with_joint(planned(report, current_file, unsafe=trial.unsafe)):
             if best is not None and best[3].serious == 0 and (finding.rule, fix.prescription.treatment) != (best[0].rule, best[1].prescription.treatment):
                 break                                               # all is well; only other doses of the same cure may do better
+            if best is not None and set(fix.edits) < set(best[1].edits):
+                continue                                            # a part of what is proven
             text = _text(result, finding, fix, current_file)
             if text is None or text == result.after or text in seen or len(seen) >= TRIALS or trial.late:
                 continue
@@ -177,8 +179,7 @@ def _with_joint(candidates: Iterable[tuple[Finding, Fix]]) -> list[tuple[Finding
         finding, fix = group[0]
         edits = tuple(dict.fromkeys(e for _, other in group for e in other.edits))
         if len({other.fingerprint for other, _ in group}) > 1 and len(edits) > len(fix.edits):
-            modules = tuple(dict.fromkeys(m for _, other in group for m in other.prescription.modules))
-            joint = replace(fix.prescription, title=f"{fix.prescription.title} ({len({o.fingerprint for o, _ in group})} findings at once)", modules=modules)
+            joint = replace(fix.prescription, title=f"{fix.prescription.title} ({len({o.fingerprint for o, _ in group})} findings at once)")
             result.append((finding, replace(fix, prescription=joint, edits=edits)))
             later += group
         else:
