@@ -1,6 +1,7 @@
 """Which units of an activation are dead or saturated: exact per unit, over as many samples as were seen."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,6 +38,7 @@ class UnitActivity:
         self._before: Seen | None = None                    # the window before this one
         self._window: Seen | None = None
         self._steps = 0                                     # taken into the window
+        self._turn = 0                                      # calls: each looks at other samples and positions
         self._silent: Tensor | None = None                  # units that the window's first step did not show above 0; None: look at all
         self._loudest: Tensor | None = None                 # their largest value since, or that of all units
 
@@ -54,7 +56,8 @@ class UnitActivity:
             self._steps += 1
             return
         value = output.detach() if output.requires_grad and torch.is_grad_enabled() else output
-        value = value if exact else _few(value, self.axis)
+        value = value if exact else _few(value, self.axis, self._turn)
+        self._turn += 1
         samples, near = value.numel() // units, at_hand(value)
         if self.bounds is not None:
             lower, upper = self.bounds
@@ -127,14 +130,19 @@ class UnitActivity:
         return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen), flat_share=float(high.sum()) / max(len(high) * samples, 1))
 
 
-def _few(value: Tensor, axis: int) -> Tensor:
-    """About `FEW` samples (and positions) of every unit, evenly spaced; all of them where they are less than twice as many."""
+def _few(value: Tensor, axis: int, turn: int = 0) -> Tensor:
+    """About `FEW` samples (and positions) of every unit, evenly spaced; all of them where they are less than twice as many.
+
+    They move on with each turn: a unit may be at work in the middle of a picture only.
+    """
     samples = value.numel() // value.shape[axis]
     if samples < 2 * FEW:
         return value
-    if axis == -1 or value.dim() == 2:
-        return value.reshape(-1, value.shape[-1])[:: samples // FEW]
-    return value.flatten(2)[..., :: samples // FEW]
+    flat = value.reshape(-1, value.shape[-1]) if axis == -1 or value.dim() == 2 else value.flatten(2)
+    step = min(samples // FEW, flat.shape[0] if flat.dim() == 2 else flat.shape[2])
+    stride = next(k for k in range(max(1, round(0.618 * step)), step + 2) if math.gcd(k, step) == 1)
+    first = turn * stride % step                                # each place in turn, none twice before all were
+    return flat[first::step] if flat.dim() == 2 else flat[..., first::step]
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:

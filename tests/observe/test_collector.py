@@ -144,3 +144,16 @@ def test_buffers_of_shapes_that_never_come_again_are_let_go():
         collector.put(torch.ones(3, length))
         assert collector.finish()[0].rms == pytest.approx(1.0)
     assert len(collector._groups) <= 257
+
+
+@pytest.mark.parametrize(("shape", "axis", "place"), [((16, 4, 20, 20), 1, (slice(None), 0, 9, 9)), ((8, 100, 4), -1, (slice(None), 37, 0)),
+                                                      ((600, 4), -1, (slice(3, None, 4), 0))])
+def test_a_unit_at_work_in_one_place_only_is_seen_there_in_time(shape, axis, place):
+    collector, activity = Collector(), UnitActivity("relu", axis)
+    value = torch.zeros(shape)
+    value[place] = 1.0
+    for _ in range(50):
+        activity.add(value, False, collector, exact=False)
+        collector.finish()
+    total, *_ = activity.result()
+    assert (total.units, total.dead) == (4, 3)
