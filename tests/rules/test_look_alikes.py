@@ -9,6 +9,7 @@ from torch import nn
 import gradcheck_doctor as doctor
 from gradcheck_doctor.records.recording import Event, LossRecord, ModuleRecord, Operation, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.records.summaries import Units
 from gradcheck_doctor.rules.engine import diagnose
 from gradcheck_doctor.rules.recurrent.cures import recurrent_operations
 
@@ -32,6 +33,15 @@ def test_a_loss_around_0_is_not_said_to_oscillate(middle, severity):
     draw = random.Random(0)
     found = the(run([middle + draw.uniform(-1, 1) for _ in range(100)]), "loss-oscillation")
     assert (found.severity if found else None) == severity
+
+
+# -- dead units ----------------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("dead", "severity"), [(8, "info"), (12, "warning"), (20, "error")])
+def test_a_part_of_a_layer_that_died_is_no_cause(dead, severity):
+    units = {"units_first": Units(32, 2000), "units_last": Units(32, 2000, dead=dead)}
+    layers = (Operation(0, "linear", "layer", "a", "Linear", parameters=(W.name,)), Operation(1, "relu", "activation", "b", "ReLU", producers=(0,), **units),
+              Operation(2, "linear", "layer", "c", "Linear", producers=(1,)))
+    assert the(run([1.0] * 100, operations=layers), "dead-relu").severity == severity
 
 
 # -- gradient norms ----------------------------------------------------------------------------------------------------------------------

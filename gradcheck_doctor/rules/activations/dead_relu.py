@@ -14,6 +14,7 @@ from gradcheck_doctor.rules.progress import learned, progress, stays_down
 from gradcheck_doctor.theory.activations import activation
 
 ENOUGH = 1000         # samples for a statement about single units: one that is active 1 % of the time is silent with probability e^-10
+PART = 1 / 3           # of a layer, below which units that died are no cause: nothing is gained where they are given a slope
 RISE = 0.2             # dead share must have grown by this to be called dying
 WHOLE_LAYER = 16      # samples for the statement that a whole layer is silent
 
@@ -27,7 +28,7 @@ class DeadRelu(Rule):
     Why it matters: a large step or a bad start pushes the weighted sum below zero for every instance; the unit then has no gradient. A layer
     that is wholly dead makes the output constant and cuts off everything below it.
 
-    Less than half of a layer in a run whose loss fell by a fifth and stays down is info.
+    Less than a third of a layer is info in a run, and less than half where the loss fell by a fifth and stays down.
 
     When it is harmless: sparse is not dead (60 to 70 % zeros is health); pruned nets, padded channels, features of rare classes, a net that
     learns all the same.
@@ -62,8 +63,8 @@ class DeadRelu(Rule):
         cap = None
         if learned(recording):
             cap = "info" if units.dead_fraction < 0.9 else "warning"
-        elif recording.kind == "run" and units.dead_fraction < 0.5 and units.dead_fraction - born < RISE:
-            cap = "info"                                    # units that were silent from the start in a deep He net: not dying
+        elif recording.kind == "run" and (units.dead_fraction < PART or units.dead_fraction < 0.5 and units.dead_fraction - born < RISE):
+            cap = "info"                                    # also units that were silent from the start in a deep He net: not dying
         elif recording.kind == "run" and units.dead_fraction < 0.5 and (gone := progress(recording)) is not None and gone >= 0.2 and stays_down(recording):
             cap = "info"                                    # the loss went down and stays down: one with a floor above 0 (a likelihood) falls no further
         elif not silent and units.dead_fraction < 0.5 and recording.kind == "audit":
