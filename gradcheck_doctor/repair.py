@@ -178,8 +178,9 @@ def _with_joint(candidates: Iterable[tuple[Finding, Fix]]) -> list[tuple[Finding
     for group in groups.values():
         finding, fix = group[0]
         edits = tuple(dict.fromkeys(e for _, other in group for e in other.edits))
-        if len({other.fingerprint for other, _ in group}) > 1 and len(edits) > len(fix.edits):
-            joint = replace(fix.prescription, title=f"{fix.prescription.title} ({len({o.fingerprint for o, _ in group})} findings at once)")
+        findings = len({other.fingerprint for other, _ in group})
+        if findings > 1 and len(edits) > len(fix.edits):
+            joint = replace(fix.prescription, title=f"{fix.prescription.title} ({findings} findings at once)")
             result.append((finding, replace(fix, prescription=joint, edits=edits)))
             later += group
         else:

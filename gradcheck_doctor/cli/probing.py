@@ -8,10 +8,9 @@ import click
 from gradcheck_doctor.cli.options import Probe
 from gradcheck_doctor.cli.streams import stdout_to_stderr
 from gradcheck_doctor.config import Config
-from gradcheck_doctor.errors import DoctorError
 from gradcheck_doctor.records.findings import ReportData
 from gradcheck_doctor.session import audit_target
-from gradcheck_doctor.targets.resolve import Options, buildable, passed_over, resolve, unexpected
+from gradcheck_doctor.targets.resolve import Options, buildable, passed_over, resolve, told
 
 
 def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | None = None, broken: list[str] | None = None) -> list[ReportData]:
@@ -38,5 +37,5 @@ def probed(targets: Sequence[str], probe: Probe, skip: bool, config: Config | No
                 failed.append(error)
                 if len(failed) == len(found):                           # nothing is left to report
                     raise
-                say(passed_over(target.name, error if isinstance(error, DoctorError) else unexpected(error)), True)
+                say(passed_over(target.name, told(error)), True)
         return reports

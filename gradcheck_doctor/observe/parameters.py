@@ -75,7 +75,7 @@ def _plain(call: Initialisation) -> bool:
 
 def recognised_again(record: ParameterRecord, values: Sequence[float]) -> ParameterRecord:
     """The same parameter with its scheme told from `values`, elements of all its shards."""
-    if record.fan_in is None and record.fan_out is None or record.scheme == "trained or loaded":
+    if record.fan_in is None and record.fan_out is None or record.scheme == LOADED:
         return record
     sample = replace(sample_of(torch.tensor(values)), count=record.count, orthogonal=record.orthogonal, absmax=record.absmax)
     match = recognise(sample, record.fan_in, record.fan_out, role=record.role)

@@ -1,6 +1,7 @@
 """Which units of an activation are dead or saturated: exact per unit, over as many samples as were seen."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -130,7 +131,7 @@ class UnitActivity:
         return Units(len(high), samples, saturated=int(chosen.sum()), indices=_indices(chosen), flat_share=float(high.sum()) / max(len(high) * samples, 1))
 
 
-def _few(value: Tensor, axis: int, turn: int = 0) -> Tensor:
+def _few(value: Tensor, axis: int, turn: int) -> Tensor:
     """About `FEW` samples (and positions) of every unit, evenly spaced; all of them where they are less than twice as many.
 
     They move on with each turn: a unit may be at work in the middle of a picture only.
@@ -140,9 +141,14 @@ def _few(value: Tensor, axis: int, turn: int = 0) -> Tensor:
         return value
     flat = value.reshape(-1, value.shape[-1]) if axis == -1 or value.dim() == 2 else value.flatten(2)
     step = min(samples // FEW, flat.shape[0] if flat.dim() == 2 else flat.shape[2])
-    stride = next(k for k in range(max(1, round(0.618 * step)), step + 2) if math.gcd(k, step) == 1)
-    first = turn * stride % step                                # each place in turn, none twice before all were
+    first = turn * _stride(step) % step
     return flat[first::step] if flat.dim() == 2 else flat[..., first::step]
+
+
+@functools.cache
+def _stride(step: int) -> int:
+    """By how much to move on: each place has its turn, none twice before all had it."""
+    return next(k for k in range(max(1, round(0.618 * step)), step + 2) if math.gcd(k, step) == 1)
 
 
 def _over_samples(value: Tensor, axis: int, reduce: Callable[..., Tensor]) -> Tensor:

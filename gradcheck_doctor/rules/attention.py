@@ -8,7 +8,8 @@ from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.ways import LAYERS, before, behind
 from gradcheck_doctor.rules.flow import untrained
 
-PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "mm"})
+MATRIX = frozenset({"matmul", "mm", "bmm", "einsum"})         # products of two matrices
+PRODUCTS = MATRIX | {"baddbmm"}
 CHOSEN = 0.9           # sum of squared weights of a row, mean over the rows: 1 where each row chooses one key, 1/keys where none is preferred
 SPREAD = 4.0           # of the scores: with fewer the choice is that of a mask
 FEWEST_KEYS = 4

@@ -259,6 +259,11 @@ def signal_ratio(recording: Recording, low: Operation, high: Operation, when: Wh
     return median(ratios) if ratios else None
 
 
+def in_band(ratio: float) -> bool:
+    """Signal or gradient at one end of a run is within a factor of 100 of that at the other."""
+    return 1e-2 <= ratio <= 1e2
+
+
 def near_band(ratio: float) -> bool:
     """Within [1e-2, 1e2] or at most a factor of 2 outside: another draw of the same weights may lie inside."""
     return 0.5e-2 < ratio < 2e2

@@ -56,14 +56,14 @@ def constant_guess(recording: Recording) -> float | None:
     """
     if not recording.losses or phase(recording)[0] or not recording.curve:
         return None
-    parts = [(loss.value, _constant(loss)) for loss in recording.losses]
+    parts = [(loss.value, guess_of(loss)) for loss in recording.losses]
     whole = sum(value for value, _ in parts if value is not None)
     if any(value is None or guess is None for value, guess in parts) or abs(recording.curve[0][1] - whole) > 0.01 * abs(whole):
         return None
     return sum(guess for _, guess in parts if guess is not None)
 
 
-def _constant(loss: LossRecord) -> float | None:
+def guess_of(loss: LossRecord) -> float | None:
     """What the best constant prediction costs in one loss."""
     if loss.reduction not in ("mean", "sum"):
         return None

@@ -84,8 +84,10 @@ def buildable(spec: str, options: Options | None = None, *, say: Say = _silent) 
         return []
 
 
-def unexpected(error: Exception) -> TargetError:
-    """What is said of a failure that is ours, where the other files are audited all the same."""
+def told(error: Exception) -> DoctorError:
+    """What is said of a failure where the other files are audited all the same: also of one that is ours."""
+    if isinstance(error, DoctorError):
+        return error
     return TargetError(f"internal error: {type(error).__name__}: {(str(error).splitlines() or [''])[0]} (--verbose on this file alone shows the traceback)")
 
 
@@ -114,10 +116,8 @@ def _folder(folder: Path, options: Options, say: Say) -> list[Target]:
         try:
             if _defines_models(parse(path)):
                 found.extend(resolve(str(path), options))
-        except DoctorError as reason:
-            problems.append((path, reason))
-        except Exception as failure:
-            problems.append((path, unexpected(failure)))
+        except Exception as reason:
+            problems.append((path, told(reason)))
     if not found:
         listed = "".join(f"\n  {(str(error).splitlines() or ['?'])[0]}" for _, error in problems)
         raise TargetError(f"no model below {folder} could be audited" + (listed or "; no file defines one"))

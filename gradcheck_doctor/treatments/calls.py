@@ -37,3 +37,10 @@ def methods(node: ast.AST, *names: str) -> Iterator[ast.Call]:
 def method(node: ast.AST, *names: str) -> ast.Call | None:
     """The first of `methods`."""
     return next(methods(node, *names), None)
+
+
+def entry(table: ast.expr, names: tuple[str, ...]) -> ast.expr | None:
+    """The value of a key in {...} or dict(...)."""
+    if isinstance(table, ast.Dict):
+        return next((v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant) and k.value in names), None)
+    return next((k.value for k in table.keywords if k.arg in names), None) if isinstance(table, ast.Call) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.calls import argument, methods
+from gradcheck_doctor.treatments.calls import argument, entry, methods
 from gradcheck_doctor.treatments.choices import given_for
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import definitions, literal
@@ -39,8 +39,8 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
 
 def _interval(tree: Tree) -> Edit:
     """"interval": "step" of the one schedule that Lightning is given."""
-    found = [v for n in ast.walk(tree.root) if isinstance(n, ast.Dict) for k, v in zip(n.keys, n.values, strict=True)
-             if isinstance(k, ast.Constant) and k.value == "interval" and isinstance(v, ast.Constant) and v.value == "step"]
+    given = [entry(n, ("interval",)) for n in ast.walk(tree.root) if isinstance(n, ast.Dict)]
+    found = [v for v in given if isinstance(v, ast.Constant) and v.value == "step"]
     if len(found) != 1:
         raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
     return tree.replace(found[0], '"epoch"')
@@ -77,18 +77,17 @@ def _every_batch(tree: Tree, made: ast.Call) -> Edit:
         raise refused
     around = tree.parents[uses[0]]
     if isinstance(around, ast.Dict):
-        key = next((k.value for k, v in zip(around.keys, around.values, strict=True) if v is uses[0] and isinstance(k, ast.Constant)), None)
-        given = next((v for k, v in zip(around.keys, around.values, strict=True) if isinstance(k, ast.Constant) and k.value == "interval"), None)
-        if key == "scheduler":
-            return tree.replace(given, '"step"') if given is not None else _entry(tree, uses[0])
-        if key != "lr_scheduler":
+        if entry(around, ("scheduler",)) is uses[0]:
+            given = entry(around, ("interval",))
+            return tree.replace(given, '"step"') if given is not None else _more(tree, uses[0])
+        if entry(around, ("lr_scheduler",)) is not uses[0]:
             raise refused
     elif not (isinstance(around, ast.List) and isinstance(tree.parents[around], ast.Tuple) and tree.parents[around].elts[-1] is around):  # type: ignore[attr-defined]
         raise refused
     return tree.replace(uses[0], f'{{"scheduler": {tree.source(uses[0])}, "interval": "step"}}')
 
 
-def _entry(tree: Tree, value: ast.AST) -> Edit:
+def _more(tree: Tree, value: ast.AST) -> Edit:
     """One more entry of a dictionary, behind a value."""
     here = tree.span(value)
     return Edit(Span(here.file, here.end_line or here.line, here.end_column or 1, here.end_line, here.end_column), ', "interval": "step"')

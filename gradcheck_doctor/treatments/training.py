@@ -6,7 +6,7 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.calls import argument, method, methods, owner
+from gradcheck_doctor.treatments.calls import argument, entry, method, methods, owner
 from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.modes import model_name
@@ -45,17 +45,10 @@ def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int |
             return found
     for spread in (k.value for k in node.keywords if k.arg is None):
         tables = origins(tree, spread)
-        if len(tables) == 1 and (found := _entry(tables[0], names)) is not None:
+        if len(tables) == 1 and (found := entry(tables[0], names)) is not None:
             return found
         raise TreatmentRefused(f"{names[0]} comes with {tree.source(spread)!r}; set it there")
     return None
-
-
-def _entry(table: ast.expr, names: tuple[str, ...]) -> ast.expr | None:
-    """The value of a key in {...} or dict(...)."""
-    if isinstance(table, ast.Dict):
-        return next((v for k, v in zip(table.keys, table.values, strict=True) if isinstance(k, ast.Constant) and k.value in names), None)
-    return next((k.value for k in table.keywords if k.arg in names), None) if isinstance(table, ast.Call) else None
 
 
 def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | None:
@@ -108,8 +101,8 @@ def setting(context: Context, prescription: Prescription, value: float, *names: 
 
 def _of_groups(tree: Tree, names: tuple[str, ...]) -> list[ast.expr]:
     """What dictionaries with "params" say about a setting."""
-    tables = [n for n in ast.walk(tree.root) if isinstance(n, ast.Dict) and _entry(n, ("params",)) is not None]
-    return [found for table in tables if (found := _entry(table, names)) is not None]
+    tables = [n for n in ast.walk(tree.root) if isinstance(n, ast.Dict) and entry(n, ("params",)) is not None]
+    return [found for table in tables if (found := entry(table, names)) is not None]
 
 
 def momentum(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import fitted
 from torch import nn
 
 import gradcheck_doctor as doctor
@@ -189,13 +190,8 @@ def test_biases_that_decide_the_answers_are_named_and_priors_are_not(name):
     with torch.no_grad():
         model[2].bias.copy_(values)
     y = torch.multinomial(COUNTS, 512, replacement=True)
-    opt = torch.optim.Adam(model.parameters(), 1e-3)
-    with doctor.watch(model, opt) as seen:
-        for i in torch.randperm(512).split(32):
-            opt.zero_grad()
-            F.cross_entropy(model(X512[i]), y[i]).backward()
-            opt.step()
-    found = [f for f in seen.report().findings if f.severity != "info"]
+    report = fitted(model, ((X512[i], y[i]) for i in torch.randperm(512).split(32)), F.cross_entropy)
+    found = [f for f in report.findings if f.severity != "info"]
     assert ("bias-init" in [f.rule for f in found]) == sick
     if sick:
         assert found[0].rule == "bias-init" and "they decide the answers" in found[0].message and found[0].module == "2"
@@ -207,10 +203,5 @@ def test_the_prior_of_a_detector_is_none_of_these():
     model = nn.Sequential(nn.Linear(12, 32), nn.ELU(), nn.Linear(32, 1))
     nn.init.constant_(model[2].bias, -4.6)
     y = (torch.rand(512, 1) < 0.01).float()
-    opt = torch.optim.Adam(model.parameters(), 1e-3)
-    with doctor.watch(model, opt) as seen:
-        for i in torch.randperm(512).split(32):
-            opt.zero_grad()
-            F.binary_cross_entropy_with_logits(model(X512[i]), y[i]).backward()
-            opt.step()
-    assert "bias-init" not in [f.rule for f in seen.report().findings]
+    report = fitted(model, ((X512[i], y[i]) for i in torch.randperm(512).split(32)), F.binary_cross_entropy_with_logits)
+    assert "bias-init" not in [f.rule for f in report.findings]

@@ -2,9 +2,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import fitted
 from torch import nn
 
-import gradcheck_doctor as doctor
 from gradcheck_doctor.observe.provenance import recording_construction
 
 
@@ -16,14 +16,7 @@ def trained(width, depth, he=True, seed=0, rate=1e-3):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-        optimizer = torch.optim.Adam(model.parameters(), rate)
-        with doctor.watch(model, optimizer) as seen:
-            for _ in range(100):
-                x = torch.randn(64, 8)
-                optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(model(x), (x[:, :1] > 0).float()).backward()
-                optimizer.step()
-    return seen.report()
+        return fitted(model, ((x := torch.randn(64, 8), (x[:, :1] > 0).float()) for _ in range(100)), F.binary_cross_entropy_with_logits, rate)
 
 
 def test_a_narrow_net_that_is_born_dead_is_too_narrow():

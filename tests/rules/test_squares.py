@@ -2,11 +2,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import fitted
 from torch import nn
 
-import gradcheck_doctor as doctor
 
-
+# a test below names the line of the product
 class Square(nn.Module):
     def forward(self, x):
         return x * x
@@ -28,14 +28,8 @@ def findings(act, lr=1e-3, depth=5):
     model = nn.Sequential(*[m for _ in range(depth) for m in (nn.Linear(16, 16), act)], nn.Linear(16, 1))
     for layer in model[::2]:
         nn.init.kaiming_normal_(layer.weight)
-    optimizer = torch.optim.Adam(model.parameters(), lr)
-    with doctor.watch(model, optimizer) as seen:
-        for _ in range(60):
-            x = torch.randn(64, 16)
-            optimizer.zero_grad()
-            F.mse_loss(model(x), x[:, :1]).backward()
-            optimizer.step()
-    return [f for f in seen.report().findings if f.severity != "info"]
+    report = fitted(model, ((x := torch.randn(64, 16), x[:, :1]) for _ in range(60)), F.mse_loss, lr)
+    return [f for f in report.findings if f.severity != "info"]
 
 
 def test_squares_written_as_products_are_the_cause():

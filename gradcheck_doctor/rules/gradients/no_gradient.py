@@ -8,13 +8,14 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, ParameterRecord, Recording
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.ways import LAYERS, before, behind
+from gradcheck_doctor.rules.attention import MATRIX
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
 CHOOSING = frozenset({"getitem", "select", "narrow", "index_select", "chunk", "split", "unbind", "gather", "where", "masked_fill", "setitem"})
-JOINING = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})
-PRODUCTS = frozenset({"mul", "multiply", "matmul", "mm", "bmm", "einsum"})
+JOINING = frozenset({"cat", "stack", "hstack", "vstack"})
+PRODUCTS = MATRIX | {"mul"}
 WITHHELD = ("detach", "data", "no_grad", "numpy", "tolist")       # the value goes on, its gradient does not: by intent where the weights were trained before
 FEWEST = 5                                     # observed steps before which gradients were gone
 _PART = re.compile(r"^(.*?)\.?(?:parametrizations\.(\w+)\.original\d*|(weight\w*)_(?:g|v|orig))$")

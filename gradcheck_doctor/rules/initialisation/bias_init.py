@@ -8,9 +8,9 @@ from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.ways import is_output
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import ahead, bias, location, loss_input, phi, start
-from gradcheck_doctor.rules.progress import mild
+from gradcheck_doctor.rules.progress import guess_of, mild
 
-BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+CLASSES = ("cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits")
 DECIDES = 0.9          # share of the spread of the output that is the biases'
 WRONG = 3.0            # times the loss of a constant guess: the frequencies of the classes as a prior give less than one
 
@@ -58,7 +58,7 @@ class BiasInit(Rule):
         for loss in recording.losses:
             layer = loss_input(recording, loss)
             record = bias(recording, layer) if layer is not None and layer.category == "layer" else None
-            guess = math.log(loss.classes or 2) if loss.op == "cross_entropy" else math.log(2.0) if loss.op in BINARY else 0.0
+            guess = guess_of(loss) if loss.op in CLASSES else None
             if layer is None or record is None or record.trained or not guess or loss.value is None or loss.reduction != "mean":
                 continue
             seen = layer.first.forward if layer.first is not None else None

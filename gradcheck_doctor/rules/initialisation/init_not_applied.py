@@ -9,6 +9,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import phi, runs, weight
 from gradcheck_doctor.rules.initialisation.init_activation_mismatch import InitActivationMismatch
 from gradcheck_doctor.theory.propagation import expected_attenuation
+from gradcheck_doctor.theory.schemes import TOO_SMALL
 
 DEFAULT = "torch default"
 
@@ -65,7 +66,7 @@ def _untouched(record: ParameterRecord) -> bool:
         return not record.scheme.startswith(("zeros", "ones"))
     if len(record.shape) < 2:
         return not record.scheme.startswith(("zeros", "ones", "constant"))
-    return record.scheme.startswith(DEFAULT) or record.scheme == "too small to tell"
+    return record.scheme.startswith(DEFAULT) or record.scheme == TOO_SMALL
 
 
 def _won_back(recording: Recording, row: Mapping[str, Any]) -> float:

@@ -56,11 +56,11 @@ class InitScale(Rule):
             last = far_end(recording, run) if 2 * sum(d <= -1.0 for d in decades) <= len(decades) else run.layers[-1]
             yield self._judge(recording, run, last, worst, act, hidden[decades.index(worst)])
         for hard in hard_attention(recording):
-            large = [(layer, w) for layer in hard.layers if (w := weight(recording, layer)) is not None and w.gain
-                     and (w.scheme.startswith(FIXED) or w.orthogonal) and _gain(w) ** 2 > 10 * _target(w, "glorot uniform")]
+            drawn = [(layer, w) for layer in hard.layers if (w := weight(recording, layer)) is not None and w.gain and (w.scheme.startswith(FIXED) or w.orthogonal)]
+            large = [(layer, w, over) for layer, w in drawn if (over := math.log10(_gain(w) ** 2 / _target(w, "glorot uniform"))) > 1.0]
             if large:
-                worst = max(math.log10(_gain(w) ** 2 / _target(w, "glorot uniform")) for _, w in large)
-                layers = tuple(layer for layer, _ in large)
+                worst = max(over for *_, over in large)
+                layers = tuple(layer for layer, *_ in large)
                 yield Measurement(
                     value=worst, module=layers[0].module, modules=tuple(dict.fromkeys(o.module for o in layers)), op=layers[0].op,
                     location=large[0][1].origin or location(recording, layers[0]), operations=tuple(o.index for o in layers),

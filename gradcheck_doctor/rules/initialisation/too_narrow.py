@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.flow import Run, gradient_ratio, location, runs, signal_ratio, typical, untrained, weight
+from gradcheck_doctor.rules.flow import Run, gradient_ratio, in_band, location, runs, signal_ratio, typical, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import fitting, right_scheme
 from gradcheck_doctor.rules.progress import mild
 from gradcheck_doctor.theory.propagation import hanin_beta
@@ -53,4 +53,4 @@ def _is_cause(recording: Recording, run: Run) -> bool:
     scheme = right_scheme(run.activations)[0]
     ratios = [measure(recording, run.layers[0], run.layers[-1]) for measure in (signal_ratio, gradient_ratio)]
     weights = [w for layer in run.layers[1:-1] if (w := weight(recording, layer)) is not None]
-    return untrained(recording, run.layers) and all(fitting(w, scheme) for w in weights) and any(r is not None and not 1e-2 <= r <= 1e2 for r in ratios)
+    return untrained(recording, run.layers) and all(fitting(w, scheme) for w in weights) and any(r is not None and not in_band(r) for r in ratios)

@@ -6,7 +6,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import far_end, gradient_ratio, location, near_band, norm_kind, phi, runs, signal_ratio, start
+from gradcheck_doctor.rules.flow import far_end, gradient_ratio, in_band, location, near_band, norm_kind, phi, runs, signal_ratio, start
 from gradcheck_doctor.rules.progress import mild
 
 
@@ -40,7 +40,7 @@ class MissingNormalization(Rule):
             high = far_end(recording, run)
             measured = {"gradient": gradient_ratio(recording, run.layers[0], high), "signal": signal_ratio(recording, run.layers[0], high)}
             ratios = {k: r for k, r in measured.items() if r is not None}
-            if any(not 1e-2 <= r <= 1e2 for r in ratios.values()):
+            if not all(map(in_band, ratios.values())):
                 yield Measurement(value=float(len(run.layers)), module=run.layers[0].module, modules=run.modules, op=run.layers[0].op,
                                   location=location(recording, run.layers[0]), operations=run.indices, cap=mild_run(recording, run),
                                   evidence={"layers": len(run.layers), "ratios": ratios, "what": "layers"}, close=all(map(near_band, ratios.values())))

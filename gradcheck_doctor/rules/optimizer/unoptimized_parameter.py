@@ -50,9 +50,8 @@ class UnoptimizedParameter(Rule):
         orphans = [o for o in recording.notes.get("orphans", ()) if any(p.module.startswith(o["module"]) for p in missing)]
         total = sum(p.count for p in recording.parameters if p.trainable)
         module = recording.module.get(missing[0].module)
-        built = orphans[0]["built"] if orphans else module.built if module is not None else None
         strange = not orphans and len(recording.optimizers) == 1 and {n for g in recording.optimizers[0].groups for n in g.parameters} == {"?"}
-        built = recording.optimizers[0].built if strange else built
+        built = orphans[0]["built"] if orphans else recording.optimizers[0].built if strange else module.built if module is not None else None
         yield Measurement(value=sum(p.count for p in missing) / max(total, 1), module=missing[0].module,
                           modules=tuple(dict.fromkeys(p.module for p in missing)), location=built,
                           cap=mild(recording) if not orphans and _trained(missing) else None,
