@@ -1,4 +1,4 @@
-"""`Tensor.backward` and `torch.autograd.backward`, wrapped while a monitor is attached: the loss of every step is known, observed or not."""
+"""`Tensor.backward`, `torch.autograd.backward` and `.grad`, wrapped while a monitor is attached: the loss of every step is known, observed or not."""
 from __future__ import annotations
 
 import functools
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PLACES = (Tensor, torch.autograd)              # where a function `backward` is kept
+ORDER = ("grad_outputs", "retain_graph", "create_graph")       # what may follow outputs and inputs of torch.autograd.grad without a name
 
 
 def loss_of(tensors: Any) -> Tensor | None:
@@ -22,23 +23,56 @@ def loss_of(tensors: Any) -> Tensor | None:
     return torch.stack(single).sum() if single and len(single) == len(given) else None
 
 
-class BackwardCalls:
-    """Calls `after` with the loss after each backward that the user calls; not after those inside of one (a call seen by a mode, a checkpoint)."""
+def asked_for(outputs: Any, inputs: Any, given: Any, *, retain_graph: bool | None = None, create_graph: bool = False, **_: Any) -> dict[int, Tensor]:
+    """The gradients that a call of `torch.autograd.grad` gave, by id of the leaf they are of; {} where the graph lives on, for another backward."""
+    if create_graph or retain_graph or loss_of(outputs) is None:
+        return {}
+    leaves = [inputs] if isinstance(inputs, Tensor) else inputs
+    return {id(leaf): gradient for leaf, gradient in zip(leaves, given, strict=False) if gradient is not None and leaf.is_leaf}
 
-    def __init__(self, after: Callable[[Tensor], None]) -> None:
-        self.after = after
+
+class BackwardCalls:
+    """Calls `after` with the loss after each backward that the user calls; not after those inside of one (a call seen by a mode, a checkpoint).
+
+    After `torch.autograd.grad` it calls `after_grad` with the loss, and the gradients of leaves by their ids, if this was the last use of the graph.
+    """
+
+    def __init__(self, after: Callable[[Tensor], None], after_grad: Callable[[Tensor, dict[int, Tensor]], None]) -> None:
+        self.after, self.after_grad = after, after_grad
         self._inside = False
         self._originals: list[Any] = []
 
     def attach(self) -> None:
-        self._originals = [place.backward for place in PLACES]          # type: ignore[attr-defined]
-        for place, original in zip(PLACES, self._originals, strict=True):
+        self._originals = [*(place.backward for place in PLACES), torch.autograd.grad]          # type: ignore[attr-defined]
+        for place, original in zip(PLACES, self._originals, strict=False):
             place.backward = self._wrapped(original)                    # type: ignore[attr-defined]
+        torch.autograd.grad = self._wrapped_grad(torch.autograd.grad)
 
     def detach(self) -> None:
-        for place, original in zip(PLACES, self._originals, strict=bool(self._originals)):
+        for place, original in zip(PLACES, self._originals, strict=False):
             place.backward = original                                   # type: ignore[attr-defined]
+        if self._originals:
+            torch.autograd.grad = self._originals[-1]
         self._originals = []
+
+    def _wrapped_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._inside or not self._originals:
+                return original(outputs, inputs, *args, **kwargs)
+            self._inside = True
+            try:
+                result = original(outputs, inputs, *args, **kwargs)
+            finally:
+                self._inside = False
+            with torch._C.DisableTorchFunction():
+                given = asked_for(outputs, inputs, result, **dict(zip(ORDER, args, strict=False)), **kwargs)
+                loss = loss_of(outputs)
+            if given and loss is not None:
+                self.after_grad(loss, given)
+            return result
+
+        return grad
 
     def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

@@ -16,8 +16,7 @@ from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord
 from gradcheck_doctor.records.sites import Span
 
 if TYPE_CHECKING:
-    from gradcheck_doctor.observe.build import ParameterBook
-    from gradcheck_doctor.observe.observer import Observer
+    from gradcheck_doctor.observe.watch import Monitor
 
 OFTEN = 64             # looks at the weights; then after twice, four times as many
 ALIKE = 0.01           # by how much the ratios of change and gradient may differ for one learning rate to explain them
@@ -35,13 +34,14 @@ class OwnLoop(Stepping):
     begun = False
     moving = False                          # the weights changed since `compare`, or will before the window ends
 
-    def __init__(self, observer: Observer, book: ParameterBook) -> None:
+    def __init__(self, monitor: Monitor) -> None:
         super().__init__(0)
-        self._observer, self._book = observer, book
+        self._monitor, self._observer, self._book = monitor, monitor.observer, monitor.book
         self._updates = Updates()
         self._gradients: dict[int, float] = {}                      # rms of a sample of each gradient, when the weights were looked at
         self._rates: list[float] = []                               # one of each look at what changed; nan where no rate explains it
         self.norms: dict[int, float | None] = {}                    # of the gradients of the first backward
+        self.given: dict[int, Tensor] = {}                          # while a call of torch.autograd.grad is looked at: its gradients, by id of the parameter
         self._asked = 0                                             # how often `moved` was
 
     def parameters(self) -> list[Tensor]:
@@ -64,7 +64,8 @@ class OwnLoop(Stepping):
         with torch._C.DisableTorchFunction():
             parameters = self.parameters()
             self._updates.before(parameters)
-            held = [(id(p), p.grad) for p in parameters if p.grad is not None and not p.grad.is_sparse and p.grad.numel()]
+            found = ((id(p), self.given.get(id(p)) if self.given else p.grad) for p in parameters)
+            held = [(key, g) for key, g in found if g is not None and not g.is_sparse and g.numel()]
             norms = torch.stack([sample(g).float().square().mean() for _, g in held]).sqrt().tolist() if held else []
             self._gradients = {key: norm for (key, _), norm in zip(held, norms, strict=True)}
 
@@ -88,6 +89,65 @@ class OwnLoop(Stepping):
             self.finish()
             self.begun = bool(self.held)
         return self.begun
+
+    # -- steps ----------------------------------------------------------------------------------------------------------------------
+    def look_for_step(self) -> None:
+        """Behind a backward, or where a forward begins after one: do the weights move without an optimizer?"""
+        monitor = self._monitor
+        norms = monitor.norms
+        if not monitor.optimizers and self.moved(norms):
+            monitor.norms = self.norms
+            self.end_step()
+            monitor.norms, self.moving = norms, False               # what the first step changed is counted
+
+    def end_step(self) -> None:
+        """A step of a loop that changes the weights itself ended: they change in the window that opens."""
+        monitor, observer = self._monitor, self._observer
+        if observer.active:
+            observer.rest()
+            monitor.updates = self if self.moving else None
+        monitor.close_window(self)
+        monitor.open_window()
+        if observer.active:
+            self.compare()
+
+    def asked(self, loss: Tensor, given: dict[int, Tensor]) -> None:
+        """torch.autograd.grad gave gradients of leaves, by their ids: where no optimizer is, that of a weight is the backward of a step."""
+        monitor, observer, start = self._monitor, self._observer, self._observer.clock()
+        try:
+            ours = not monitor.optimizers and (self.begun or self._holds_some(given))
+            if ours and observer.here() and not observer.backward_seen:
+                self._asked_in_full(loss, given)
+        except Exception as error:
+            observer.fail(error)
+            return
+        finally:
+            observer.seconds += observer.clock() - start
+        if ours:
+            self.given = given
+            try:
+                monitor.light_backward(loss)
+            finally:
+                self.given = {}
+
+    def _asked_in_full(self, loss: Tensor, given: dict[int, Tensor]) -> None:
+        """On a step that is seen in full: what `Observer` tells of other backwards."""
+        monitor, observer = self._monitor, self._observer
+        with torch._C.DisableTorchFunction():
+            if (maker := observer.graph.maker(loss)) is not None:
+                observer.loss_nodes.append(maker)
+            self.given = given
+            try:
+                monitor.begin_backward(depth=4)
+                observer.backward_seen = True
+                monitor.end_backward()
+            finally:
+                self.given = {}
+
+    def _holds_some(self, given: dict[int, Tensor]) -> bool:
+        """Whether there is a weight among these leaves, and no optimizer that waits for its gradients."""
+        weights = given.keys() & {id(p) for p in self.parameters()}
+        return bool(weights) and not any(o.held & weights for o in self._monitor.optimizers.waiting())
 
     def record(self, names: Mapping[int, str], place: Span | None) -> OptimizerRecord:
         """Like an optimizer's: the rate is the ratio of change and gradient, nan where that is not one number; `place` is where the weights change."""

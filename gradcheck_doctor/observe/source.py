@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gradcheck_doctor.observe.provenance import ConstructionLog, characters, is_user_file
+from gradcheck_doctor.records.by_gradient import given_names, of_gradient
 from gradcheck_doctor.records.edited import current
 from gradcheck_doctor.records.sites import Span
 
@@ -111,8 +112,10 @@ class Source:
 
     @functools.cached_property
     def own_updates(self) -> tuple[Span, ...]:
-        """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`."""
-        return tuple(self.place(n) for n in self.nodes if _updates(n))  # type: ignore[arg-type]
+        """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`;
+        or by one that torch.autograd.grad gave a name to."""
+        given = given_names(self.nodes)
+        return tuple(self.place(n) for n in self.nodes if _updates(n, given))  # type: ignore[arg-type]
 
     @functools.cached_property
     def switches(self) -> tuple[tuple[int, int, Span], ...]:
@@ -175,18 +178,14 @@ def _clips(node: ast.AST) -> bool:
     return isinstance(node, ast.keyword) and node.arg in CLIPPING_OPTIONS and not (isinstance(node.value, ast.Constant) and not node.value.value)
 
 
-def _updates(node: ast.AST) -> bool:
-    """The statement changes a value by one that a `.grad` is part of."""
+def _updates(node: ast.AST, given: frozenset[str]) -> bool:
+    """The statement changes a value by one that a `.grad`, or a gradient of one of the names `given`, is part of."""
     if isinstance(node, ast.AugAssign):
-        return isinstance(node.op, (ast.Sub, ast.Add)) and _of_gradient(node.value)
+        return isinstance(node.op, (ast.Sub, ast.Add)) and of_gradient(node.value, given)
     if isinstance(node, ast.Assign):
-        return isinstance(node.value, ast.BinOp) and isinstance(node.value.op, (ast.Sub, ast.Add)) and _of_gradient(node.value.right)
+        return isinstance(node.value, ast.BinOp) and isinstance(node.value.op, (ast.Sub, ast.Add)) and of_gradient(node.value.right, given)
     return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute)
-            and node.value.func.attr in ("sub_", "add_", "addcmul_", "copy_") and any(map(_of_gradient, node.value.args)))
-
-
-def _of_gradient(node: ast.expr) -> bool:
-    return any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node))
+            and node.value.func.attr in ("sub_", "add_", "addcmul_", "copy_") and any(of_gradient(n, given) for n in node.value.args))
 
 
 def _spread_names(node: ast.Assign) -> Iterator[str]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,13 +33,13 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def gradient_norms(parameters: Iterable[Tensor]) -> dict[int, float | None]:
-    """L2 norm of each parameter's `.grad` by id (None without one), in one pass and one copy to the host."""
+def gradient_norms(parameters: Iterable[Tensor], given: Mapping[int, Tensor] | None = None) -> dict[int, float | None]:
+    """L2 norm of each parameter's gradient by id (None without one), in one pass and one copy to the host: of `.grad`, or of those `given` by id."""
     result: dict[int, float | None] = {}
     keys: list[int] = []
     gradients: list[Tensor] = []
     for parameter in parameters:
-        gradient = parameter.grad
+        gradient = given.get(id(parameter)) if given else parameter.grad
         result[id(parameter)] = None
         if gradient is None:
             continue

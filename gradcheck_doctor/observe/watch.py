@@ -72,9 +72,9 @@ class Monitor:
         self.events, self._counts = list[Event](), dict[str, int]()
         self.parameter_steps: dict[int, Lazy[ParameterStep]] = {}
         self.optimizers = Optimizers(log, self._ours if self.only else None)
-        self.own = OwnLoop(self.observer, self.book)
+        self.own = OwnLoop(self)
         self.waiting: list[WaitingOptimizer] | None = None          # optimizers that were there before the first step of any
-        self._norms: dict[int, float | None] = {}
+        self.norms: dict[int, float | None] = {}
         self._gradients = GradientSample()
         self._exact = exact
         self.full_share = 1.0 if every == "auto" else min(1.0, FULL_SHARE * int(every))      # of the later observed steps that look at everything
@@ -83,12 +83,12 @@ class Monitor:
         self._scale = 1.0
         self._light: list[Tensor] = []
         self._backwards = self.backwards = 0                        # in this window, and in all
-        self._updates: Updates | OwnLoop | None = None
+        self.updates: Updates | OwnLoop | None = None
         self._handles: list[Any] = []
-        self._backward_calls = BackwardCalls(self._light_backward)
+        self._backward_calls = BackwardCalls(self.light_backward, self.own.asked)
         self._clip_seen = self._early_clip_seen = False
         self.scaler = ScalerSteps(lambda: self.step, lambda optimizer: self._meet(optimizer) is not None, self._scaled_by)
-        self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self._on_backward, self._after_backward, self._on_call
+        self.observer.on_backward, self.observer.after_backward, self.observer.on_call = self.begin_backward, self.end_backward, self._on_call
         for optimizer in optimizers:
             self._meet(optimizer)
 
@@ -102,7 +102,7 @@ class Monitor:
                 self.log.on_optimizer = self._optimizer_built
             self._backward_calls.attach()
             self.scaler.attach()
-            self._open_window()
+            self.open_window()
         return self
 
     def detach(self) -> None:
@@ -127,7 +127,7 @@ class Monitor:
         self.detach()
 
     # -- windows --------------------------------------------------------------------------------------------------------------------
-    def _open_window(self) -> None:
+    def open_window(self) -> None:
         """Begin the window that ends with the next optimizer step."""
         observer, schedule = self.observer, self.schedule
         self._backwards = 0
@@ -136,7 +136,7 @@ class Monitor:
             schedule.agreed = self.ranks.join()
         self._brief = False
         if schedule.wants(self.step):
-            self._norms, self._updates = {}, None
+            self.norms, self.updates = {}, None
             observer.exact = self._exact or not self.steps.finite or schedule.dense(self.step)
             turn = schedule.observed // schedule.together
             if not observer.exact and turn >= FULL_FIRST and turn * GOLDEN % 1.0 >= self.full_share:
@@ -163,15 +163,15 @@ class Monitor:
         """A new optimizer in the middle of a run begins a new phase: look closely from its first step on."""
         if self.step > 0 and not self.observer.active and self._backwards == 0 and not self.only:
             self.schedule.restart(self.step - 1)
-            self._open_window()
+            self.open_window()
 
-    def _on_backward(self) -> None:
-        """Just before backward on a step that is seen in full: are last step's gradients still there?"""
+    def begin_backward(self, depth: int = 4) -> None:
+        """Just before backward, called `depth` frames from here, on a step that is seen in full: are last step's gradients still there?"""
         for known in (*self.optimizers, self.own):
             known.look_back()
         if self._backwards == 0:
             self._take_down()
-            self._event("backward", span=self.observer.span_at(sys._getframe(4)))
+            self._event("backward", span=self.observer.span_at(sys._getframe(depth)))
 
     def _take_down(self) -> None:
         """The forward of a step that is seen in full is over: note the parameters before they change."""
@@ -180,21 +180,21 @@ class Monitor:
             self.waiting = self.optimizers.waiting()
         self.facts.before_update(self.observer)
 
-    def _after_backward(self) -> None:
+    def end_backward(self) -> None:
         for known in (*self.optimizers, self.own):
             known.compare_back()
-        parameters = (p for p, _ in self.book.records.values())
-        self._norms = gradient_norms(parameters) if self.observer.exact else self._gradients.norms(parameters)
+        parameters, given = (p for p, _ in self.book.records.values()), self.own.given
+        self.norms = gradient_norms(parameters, given) if self.observer.exact or given else self._gradients.norms(parameters)
 
-    def _light_backward(self, loss: Tensor) -> None:
+    def light_backward(self, loss: Tensor) -> None:
         """Every backward of every step: keep the loss; the gradient norm too as long as it is cheap."""
         observer = self.observer
         start = observer.clock()
         try:
             alone = not self.optimizers
             if alone and not self.own.begun:
-                self._look_for_own_step()                           # the first one ended before the forward that led here
-                observer.scope.on_again = None if self.own.begun or not observer.active else self._look_for_own_step
+                self.own.look_for_step()                            # the first one ended before the forward that led here
+                observer.scope.on_again = None if self.own.begun or not observer.active else self.own.look_for_step
             self._backwards += 1
             self.backwards += 1
             with torch._C.DisableTorchFunction():                   # our own mode may be on
@@ -205,35 +205,17 @@ class Monitor:
                     observer.backward_seen = True
                     self._take_down()
                 if self._brief or unseen:
-                    self._after_backward()
+                    self.end_backward()
                 elif not observer.active and self.optimizers and self.schedule.wants_norm(self.step, start):
                     self._norm_between()
                     self.schedule.norm_taken(observer.clock() - start)
             if alone and self.own.begun:
-                self._own_step()
+                self.own.end_step()
         except Exception as error:
             observer.fail(error)
         observer.seconds += observer.clock() - start
         if alone and self.own.begun:
             self._stepped()
-
-    def _look_for_own_step(self) -> None:
-        """Behind a backward, or where a forward begins after one: do the weights move without an optimizer?"""
-        norms = self._norms
-        if not self.optimizers and self.own.moved(norms):
-            self._norms = self.own.norms
-            self._own_step()
-            self._norms, self.own.moving = norms, False             # what the first step changed is counted
-
-    def _own_step(self) -> None:
-        """A step of a loop that changes the weights itself ended: they change in the window that opens."""
-        if self.observer.active:
-            self.observer.rest()
-            self._updates = self.own if self.own.moving else None
-        self._close_window(self.own)
-        self._open_window()
-        if self.observer.active:
-            self.own.compare()
 
     def _norm_between(self) -> None:
         """The gradient norm of a step that is not observed."""
@@ -257,10 +239,10 @@ class Monitor:
         elif not self._clip_seen:
             self._clip_seen = True
             if self.ranks.joined:
-                self.ranks.clips.append(self.ranks.square(((p, self._norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))
+                self.ranks.clips.append(self.ranks.square(((p, self.norms.get(id(p))) for p, _ in self.book.records.values()), self._scale))
             name, threshold, span = value
-            scaled = self._scale != 1.0 and still_scaled((p for p, _ in self.book.records.values()), self._norms)
-            self._event(name, span=span, value=threshold, before=self._unscaled(global_norm(self._norms.values())), detail={"scale": self._scale} if scaled else {})
+            scaled = self._scale != 1.0 and still_scaled((p for p, _ in self.book.records.values()), self.norms)
+            self._event(name, span=span, value=threshold, before=self._unscaled(global_norm(self.norms.values())), detail={"scale": self._scale} if scaled else {})
 
     def _unscaled(self, norm: float | None) -> float | None:
         return None if norm is None else norm / self._scale
@@ -302,11 +284,11 @@ class Monitor:
                     self._without_backward()
                 with torch._C.DisableTorchFunction():
                     known.updates.before(known.parameters())
-                    self._updates = known.updates
-                    if not self._norms and (self._backwards or not self.observer.graph.empty):
-                        self._after_backward()
+                    self.updates = known.updates
+                    if not self.norms and (self._backwards or not self.observer.graph.empty):
+                        self.end_backward()
                     if self._backwards and alone:
-                        known.take_stock(self._norms)
+                        known.take_stock(self.norms)
         except Exception as error:
             self.observer.fail(error)
         self.observer.seconds += self.observer.clock() - start
@@ -325,8 +307,8 @@ class Monitor:
             known = self._meet(optimizer)
             if known is None:
                 return
-            self._close_window(known)
-            self._open_window()
+            self.close_window(known)
+            self.open_window()
         except Exception as error:
             observer.fail(error)
             observer.close()
@@ -340,7 +322,7 @@ class Monitor:
         if self.max_steps is not None and self.step >= self.max_steps and self.stop is not None:
             self.stop()
 
-    def _close_window(self, known: Stepping) -> None:
+    def close_window(self, known: Stepping) -> None:
         observer, step = self.observer, self.step
         observed = observer.active or self._brief
         norm: float | None = None
@@ -364,13 +346,13 @@ class Monitor:
     def _finish_step(self, known: Stepping) -> float | None:
         """Turn what was seen of an observed step into numbers; the global gradient norm, None without any gradient."""
         observer = self.observer
-        add_rows(self.parameter_steps, self.step, self._norms, self._scale, {} if self._updates is None else self._updates.finish())
+        add_rows(self.parameter_steps, self.step, self.norms, self._scale, {} if self.updates is None else self.updates.finish())
         if not self._brief:
             known.seen_in_full(self._backwards)
             observer.finish_step()
         if self.ranks.joined:
-            self.ranks.take(self.step, ((p, self._norms.get(id(p))) for p in known.parameters()), self._scale)
-        return self._unscaled(global_norm(map(self._norms.get, known.held)))
+            self.ranks.take(self.step, ((p, self.norms.get(id(p))) for p in known.parameters()), self._scale)
+        return self._unscaled(global_norm(map(self.norms.get, known.held)))
 
     # -- result ---------------------------------------------------------------------------------------------------------------------
     def recording(self, kind: str = "run", *, since: int = -1, **probe: Any) -> Recording:
@@ -381,7 +363,7 @@ class Monitor:
         """What an audit sees: one forward and backward, before any optimizer step."""
         recording = self.recording("audit", **probe)
         return replace(recording, parameter_steps={
-            record.name: (gradient_row(0, self._norms.get(key), self._scale),) for key, (_, record) in self.book.records.items()})
+            record.name: (gradient_row(0, self.norms.get(key), self._scale),) for key, (_, record) in self.book.records.items()})
 
     def gathered(self, kind: str = "run", **probe: Any) -> Recording:
         """The recording over all ranks of a distributed training (on another rank than 0: its own, after handing it in); else `recording()`."""

@@ -9,8 +9,8 @@ from typing import Any
 from gradcheck_doctor.records.sites import Span
 
 #: The blind spot of a run of which nothing can be said.
-NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; what torch.autograd.grad or torch.func alone train is not "
-                "watched, nor are processes that the script starts itself (start them with torchrun)")
+NOTHING_SEEN = ("no training was seen: no backward and no optimizer step of this process; what torch.func alone trains is not watched, "
+                "nor are processes that the script starts itself (start them with torchrun)")
 #: That of one whose weights nothing changed.
 NO_STEP = "no optimizer stepped and no weight changed: what only shows in the course of a training was not judged"
 #: That of one whose steps were seen, but nothing of the model.

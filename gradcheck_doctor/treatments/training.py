@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
+from gradcheck_doctor.records.by_gradient import given_names, of_gradient
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, entry, method, methods, owner
@@ -57,19 +58,17 @@ def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | N
         return None
     tree = context.tree_of(span)
     found = tree.find(span, ast.stmt)
-    return (tree, found) if found is not None and "grad" in tree.source(found) else None
+    return (tree, found) if found is not None and of_gradient(found, given_names(ast.walk(tree.root))) else None
 
 
 def _own_rate(tree: Tree, update: ast.stmt) -> ast.expr:
     """LR of `p -= LR * p.grad` and of `p.add_(p.grad, alpha=-LR)`."""
-    def of_gradient(node: ast.expr) -> bool:
-        return any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node))
-
+    given = given_names(ast.walk(tree.root))
     for node in ast.walk(update):
         if isinstance(node, ast.Call) and (alpha := argument(node, "alpha")) is not None:
             return alpha.operand if isinstance(alpha, ast.UnaryOp) else alpha
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and of_gradient(node.left) != of_gradient(node.right):
-            return node.left if of_gradient(node.right) else node.right
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and of_gradient(node.left, given) != of_gradient(node.right, given):
+            return node.left if of_gradient(node.right, given) else node.right
     raise TreatmentRefused(f"the learning rate can't be read from {tree.source(update)!r}")
 
 

@@ -46,6 +46,16 @@ def by_data(net):
         p.data.add_(p.grad, alpha=-0.3)
 
 
+def asked(net, i):
+    """A step with gradients of torch.autograd.grad."""
+    parameters = list(net.parameters())
+    loss = F.cross_entropy(net(X[i]), Y[i])
+    with torch.no_grad():
+        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p -= 0.3 * g
+    return loss.item()
+
+
 def loop(net, update, steps=40, accumulate=1, clear=True):
     losses = []
     for k in range(steps):
@@ -194,6 +204,13 @@ def run(tmp_path, text):
     return result.recording, [f for f in diagnose(result.recording) if f.severity != "info"]
 
 
+@pytest.mark.parametrize("update", ["p -= lr * g", "p.sub_(g, alpha=lr)", "p.copy_(p - lr * g)"])
+def test_the_line_that_changes_the_weights_by_gradients_that_were_asked_for_is_blamed(tmp_path, update):
+    text = SCRIPT.format(lr=30.0, update=update, clear="pass").replace("loss.backward()", "grads = torch.autograd.grad(loss, list(net.parameters()))")
+    _, found = run(tmp_path, text.replace("for p in net.parameters()", "for p, g in zip(net.parameters(), grads)"))
+    assert [f.rule for f in found][:1] == ["learning-rate-too-high"] and found[0].location.line == 15
+
+
 @pytest.mark.parametrize("update", UPDATES)
 def test_the_line_that_changes_the_weights_is_blamed(tmp_path, update):
     _, found = run(tmp_path, SCRIPT.format(lr=30.0, update=update, clear="p.grad = None"))
@@ -272,6 +289,58 @@ def test_gradients_asked_of_autograd_are_those_of_backward(do):
     def layers(recording):
         return [(o.op, o.module, o.observed) for o in recording.operations if o.category != "loss" and o.op != "grad"]
     assert layers(found) == layers(expected) and [(x.op, x.value) for x in found.losses] == [(x.op, x.value) for x in expected.losses]
+
+
+@pytest.mark.parametrize("every", ["auto", 1, 7])
+def test_own_steps_by_autograd_grad_are_those_by_backward(every):
+    free, net = mlp(), mlp()
+    with doctor.watch(free, every=every) as seen:
+        losses = loop(free, in_place)
+    expected = seen.report().recording
+    with doctor.watch(net, every=every) as seen:
+        assert [asked(net, torch.arange(32) + 32 * (k % 8)) for k in range(40)] == losses
+    found = seen.report().recording
+    assert seen.monitor.observer.failure is None
+    assert all(torch.equal(a, b) for a, b in zip(free.parameters(), net.parameters(), strict=True))
+    assert found.curve == expected.curve and [s.grad_norm for s in found.steps] == pytest.approx([s.grad_norm for s in expected.steps])
+    assert [(o.own, o.steps, o.groups[0].lr, sorted(o.groups[0].parameters)) for o in found.optimizers] == [
+        (True, 40, pytest.approx(0.3), sorted(name for name, _ in net.named_parameters()))]
+    assert {k: [r.update_ratio for r in v] for k, v in found.parameter_steps.items()} == {k: [r.update_ratio for r in v] for k, v in expected.parameter_steps.items()}
+    assert [e.kind for e in found.events] == [e.kind for e in expected.events]
+
+    def layers(recording):
+        return [(o.op, o.module, o.observed) for o in recording.operations if o.op != "grad"]
+    assert layers(found) == layers(expected)
+
+
+def test_an_inner_loop_of_autograd_grad_in_front_of_an_optimizer_is_no_step():
+    net = mlp()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    losses = []
+    with doctor.watch(net, opt, every=1) as seen:
+        for _ in range(6):
+            opt.zero_grad()
+            inner = F.cross_entropy(net(X[:32]), Y[:32])
+            fast = [p.detach() - 0.1 * g for p, g in zip(net.parameters(), torch.autograd.grad(inner, list(net.parameters())), strict=True)]
+            loss = F.cross_entropy(torch.func.functional_call(net, dict(zip((n for n, _ in net.named_parameters()), fast, strict=True)), X[32:64]), Y[32:64])
+            outer = F.cross_entropy(net(X[64:96]), Y[64:96])
+            outer.backward()
+            losses.append(outer.item())
+            opt.step()
+    recording = seen.report().recording
+    assert loss.isfinite() and seen.monitor.observer.failure is None
+    assert [loss for _, loss in recording.curve] == losses and [o.own for o in recording.optimizers] == [False]
+
+
+def test_a_graph_that_lives_on_is_no_step_and_neither_are_gradients_of_inputs():
+    net = mlp()
+    with doctor.watch(net) as seen:
+        for _ in range(3):
+            x = X[:32].clone().requires_grad_()
+            loss = F.cross_entropy(net(x), Y[:32])
+            torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+            torch.autograd.grad(loss, x)
+    assert seen.monitor.backwards == 0 and seen.report().recording.total_steps == 0
 
 
 def test_losses_between_observed_steps_are_known_of_autograd_backward():

@@ -613,3 +613,9 @@ def test_the_loss_of_each_batch_is_divided(tmp_path, before, after):
             edit(tmp_path, text, "divide-loss", where=before, by=16)
     else:
         assert edit(tmp_path, text, "divide-loss", where=before, by=16) == text.replace(before, after)
+
+
+@pytest.mark.parametrize("asked", ["grads = torch.autograd.grad(loss, w)\nfor p, g in zip(w, grads):\n", "for p, g in zip(w, autograd.grad(loss, w)):\n"])
+def test_the_rate_of_a_loop_by_autograd_grad_is_edited_where_it_stands(tmp_path, asked):
+    text = HEAD + asked + "    p.data -= 20.0 * g\n"
+    assert edit(tmp_path, text, "learning-rate", where="p.data -= 20.0 * g", lr=2.0, old=20.0) == text.replace("20.0", "2")
