@@ -64,7 +64,8 @@ class Draw:
             text = f"{self.tree.source(self.call.func)}({', '.join(kept)})"
         new = make(text)
         parent = self.tree.parents[self.whole]
-        if not simple and (wanted is not None or isinstance(parent, (ast.Attribute, ast.BinOp, ast.UnaryOp))):
+        bare = isinstance(self.whole, ast.Call) and isinstance(parent, (ast.Attribute, ast.BinOp, ast.UnaryOp))      # a product has its brackets
+        if not simple and (wanted is not None or bare):
             new = f"({new})"
         return self.tree.replace(self.whole, new + (f".requires_grad_({self.tree.source(wanted.value)})" if wanted is not None else ""))
 
@@ -83,7 +84,29 @@ def draws(context: Context, rows: Iterable[LayerRow]) -> list[Draw]:
         for name, fan in _weights(tree, used):
             for draw in _named(tree, used, name, fan):
                 found.setdefault(draw.call, draw)
-    return list(found.values())
+    trained = [draw for draw in found.values() if _trained(draw)]
+    return trained or list(found.values())
+
+
+def _trained(draw: Draw) -> bool:
+    """The script says of this draw that it takes a gradient, where it is drawn or by its name; a batch that weights multiply is drawn as well."""
+    tree, statement = draw.tree, draw.tree.statement(draw.call)
+    text, names = tree.source(statement), set(_targets(tree, statement))
+    if "requires_grad" in text or "Parameter(" in text or any(name.startswith("self.") for name in names):
+        return True
+    for name in _targets(tree, statement):
+        names |= _collected(tree, statement, name)
+    return any(_marks(tree, node, names) for node in ast.walk(tree.root))
+
+
+def _marks(tree: Tree, node: ast.AST, names: set[str]) -> bool:
+    """`W.requires_grad_()`, `W.requires_grad = True`, or the same in a loop over tensors with W among them."""
+    if not isinstance(node, ast.Attribute) or not node.attr.startswith("requires_grad"):
+        return False
+    owner = tree.source(node.value)
+    loops = [g for a in tree.up(node) for g in ([a] if isinstance(a, ast.For) else getattr(a, "generators", []))]
+    return owner in names or any(tree.source(n) in names for g in loops if tree.source(g.target) == owner for n in ast.walk(g.iter)
+                                 if isinstance(n, (ast.Name, ast.Attribute)))
 
 
 def is_own_layer(tree: Tree, node: ast.expr) -> ast.ClassDef | None:
@@ -145,7 +168,7 @@ def _named(tree: Tree, used: ast.expr, name: str, fan: int) -> Iterator[Draw]:
         if isinstance(call, ast.Call) and tree.source(call.func).rpartition(".")[2] in MAKERS:
             statement = tree.statement(call)
             goals = _targets(tree, statement)
-            if name in goals or any(_joins(tree, statement, goal, name) for goal in goals):
+            if name in goals or len(call.args) != 1 and any(name in _collected(tree, statement, goal) for goal in goals):         # no bias of a list
                 yield Draw(tree, call, _factors(tree, call), fan)
 
 
@@ -160,11 +183,15 @@ def _targets(tree: Tree, statement: ast.stmt) -> list[str]:
     return []
 
 
-def _joins(tree: Tree, drawn: ast.stmt, goal: str, name: str) -> bool:
-    """`params += [W, b]`, `params.append(W)` or `params = [W, b]` in the function of the draw."""
-    home = tree.function(drawn) or tree.root
-    return any(isinstance(n, ast.stmt) and name in _targets(tree, n) and any(isinstance(x, ast.Name) and x.id == goal for x in ast.walk(n))
-               for n in ast.walk(home)) and goal.isidentifier()
+def _collected(tree: Tree, drawn: ast.stmt, goal: str) -> set[str]:
+    """The lists that `goal` is put into in the function of the draw: `params += [W, b]`, `params.append(W)`, `params = [W, b]`."""
+    found = set()
+    for node in ast.walk(tree.function(drawn) or tree.root):
+        if isinstance(node, ast.Name) and node.id == goal and isinstance(node.ctx, ast.Load):
+            around = tree.parents[node]
+            if isinstance(around, (ast.List, ast.Tuple)) or isinstance(around, ast.Call) and tree.source(around.func).endswith(".append"):
+                found.update(_targets(tree, tree.statement(node)))
+    return found
 
 
 def _factors(tree: Tree, call: ast.Call) -> ast.expr:

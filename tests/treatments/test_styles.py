@@ -223,6 +223,21 @@ def test_raw_tensors_are_scaled_where_they_are_drawn(tmp_path, style):
     assert scope["W"].is_leaf and scope["W"].requires_grad == (style == "a leaf")
 
 
+@pytest.mark.parametrize(("drawn", "scaled"), [
+    ("W = torch.randn(i, o) * 5\nW.requires_grad_(True)\n", "W = torch.randn(i, o) / i**0.5\nW.requires_grad_(True)\n"),
+    ("W = (5 * torch.randn(i, o)).requires_grad_()\n", "W = (torch.randn(i, o) / i**0.5).requires_grad_()\n"),
+    ("W = torch.randn(i, o).requires_grad_()\n", "W = (torch.randn(i, o) / i**0.5).requires_grad_()\n"),
+    ("W = torch.randn(i, o) * 5; b = torch.zeros(o)\nfor p in (W, b): p.requires_grad = True\n",
+     "W = torch.randn(i, o) / i**0.5; b = torch.zeros(o)\nfor p in (W, b): p.requires_grad = True\n"),
+    ("W = torch.randn(i, o) * 5; b = torch.zeros(o)\nps = [W, b]\n[p.requires_grad_() for p in ps]\n",
+     "W = torch.randn(i, o) / i**0.5; b = torch.zeros(o)\nps = [W, b]\n[p.requires_grad_() for p in ps]\n")])
+def test_a_batch_that_is_drawn_is_no_weight_and_neither_is_what_a_bias_is_added_to(tmp_path, drawn, scaled):
+    head = "import torch\ni, o = 4, 4\nx = torch.randn(32, i)\n"
+    used = "x @ ps[0]" if "ps" in drawn else "x @ W"
+    rest = f"h = torch.tanh({used} + 1)\ny = h @ torch.eye(4)\n"
+    assert cured(tmp_path, head + drawn + rest, "initialise", layers=[("", "matmul", used)], scheme="lecun normal") == head + scaled + rest
+
+
 def test_forget_gates_start_open(tmp_path):
     text = HEAD + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.rnn = nn.LSTM(3, 5, num_layers=2)\n"
     after = cured(tmp_path, text, "initialise", layers=[("rnn", "lstm", "nn.LSTM(3, 5, num_layers=2)")], scheme="forget gate bias", value=1.0)

@@ -45,7 +45,7 @@ def initialise(recording: Recording, layers: Iterable[Operation], activations: I
     scheme, name, slope = right_scheme(activations)
     if layers and all(_started(recording, layer, scheme) for layer in layers):
         return ()
-    what = f"{len(modules)} layers" if len(modules) > 1 else modules[0] if modules else "the layer"
+    what = f"{len(modules)} layers" if len(modules) > 1 else modules[0] or "the weights" if modules else "the layer"
     return (Prescription("initialise", f"Initialise {what} with {TITLE[scheme]} for {name}", safety=safety, kind="init", modules=modules,
                         arguments={"scheme": scheme, "activation": name, "slope": slope, "zero_bias": True}),)
 
