@@ -12,6 +12,7 @@ from gradcheck_doctor.treatments.tree import Tree
 
 LIBRARY = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 MAKERS = ("randn", "rand", "full", "ones", "zeros", "empty")
+FILLED = ("normal_", "uniform_", "trunc_normal_", "fill_", "mul_", "div_", "mul", "div")
 MULTIPLY = ("matmul", "mm", "bmm")
 
 
@@ -64,7 +65,7 @@ class Draw:
             text = f"{self.tree.source(self.call.func)}({', '.join(kept)})"
         new = make(text)
         parent = self.tree.parents[self.whole]
-        bare = isinstance(self.whole, ast.Call) and isinstance(parent, (ast.Attribute, ast.BinOp, ast.UnaryOp))      # a product has its brackets
+        bare = not isinstance(self.whole, ast.BinOp) and isinstance(parent, (ast.Attribute, ast.BinOp, ast.UnaryOp))      # a product has its brackets
         if not simple and (wanted is not None or bare):
             new = f"({new})"
         return self.tree.replace(self.whole, new + (f".requires_grad_({self.tree.source(wanted.value)})" if wanted is not None else ""))
@@ -82,8 +83,9 @@ def draws(context: Context, rows: Iterable[LayerRow]) -> list[Draw]:
         except TreatmentRefused:
             continue
         for name, fan in _weights(tree, used):
-            for draw in _named(tree, used, name, fan):
-                found.setdefault(draw.call, draw)
+            for each in (name, *_run_over(tree, used, name)):
+                for draw in _named(tree, used, each, fan):
+                    found.setdefault(draw.call, draw)
     trained = [draw for draw in found.values() if _trained(draw)]
     return trained or list(found.values())
 
@@ -161,6 +163,28 @@ def _side(tree: Tree, node: ast.expr, fan: int) -> Iterator[tuple[str, int]]:
         yield tree.source(node), fan
 
 
+def _run_over(tree: Tree, used: ast.expr, name: str) -> Iterator[str]:
+    """The lists whose elements, or parts of them, `name` is in a loop around its use: `for i, (w, b) in enumerate(zip(self.weights, self.biases))`."""
+    for around in tree.up(used):
+        for loop in [around] if isinstance(around, ast.For) else getattr(around, "generators", []):
+            for bound, values in _pairs(tree, loop.target, loop.iter):
+                while isinstance(values, ast.Subscript):
+                    values = values.value
+                if bound == name and isinstance(values, (ast.Name, ast.Attribute)):
+                    yield tree.source(values)
+
+
+def _pairs(tree: Tree, target: ast.expr, values: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """(name, what it runs over) of a loop."""
+    called = tree.source(values.func) if isinstance(values, ast.Call) else ""
+    if isinstance(target, ast.Tuple) and isinstance(values, ast.Call) and called in ("zip", "enumerate"):
+        paired = zip(target.elts[called == "enumerate":], values.args, strict=False)
+        for part, each in paired:
+            yield from _pairs(tree, part, each)
+    else:
+        yield from ((n.id, values) for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
 def _named(tree: Tree, used: ast.expr, name: str, fan: int) -> Iterator[Draw]:
     """The draws that a name gets: assigned to it, or put into the list of that name."""
     home = is_own_layer(tree, used) or next((n for n in tree.up(used) if isinstance(n, ast.ClassDef)), None)
@@ -195,12 +219,12 @@ def _collected(tree: Tree, drawn: ast.stmt, goal: str) -> set[str]:
 
 
 def _factors(tree: Tree, call: ast.Call) -> ast.expr:
-    """The draw with what it is multiplied or divided by."""
+    """The draw with what it is multiplied or divided by, or filled with: `torch.empty(i, o).normal_(0, 0.01)`."""
     whole: ast.expr = call
     for around in tree.up(call):
-        if not isinstance(around, ast.BinOp) or not isinstance(around.op, (ast.Mult, ast.Div)):
-            break
-        if isinstance(around.op, ast.Div) and around.right is whole:
+        filled = isinstance(around, ast.Attribute) and around.attr in FILLED or isinstance(around, ast.Call) and around.func is whole
+        scaled = isinstance(around, ast.BinOp) and isinstance(around.op, (ast.Mult, ast.Div)) and not (isinstance(around.op, ast.Div) and around.right is whole)
+        if not isinstance(around, ast.expr) or not filled and not scaled:
             break
         whole = around
     return whole

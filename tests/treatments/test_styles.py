@@ -238,6 +238,40 @@ def test_a_batch_that_is_drawn_is_no_weight_and_neither_is_what_a_bias_is_added_
     assert cured(tmp_path, head + drawn + rest, "initialise", layers=[("", "matmul", used)], scheme="lecun normal") == head + scaled + rest
 
 
+MODEL = """\
+import torch
+class Net:
+    def __init__(self, sizes):
+        self.ws, self.bs = [], []
+        for i, o in zip(sizes, sizes[1:]):
+            self.ws.append(torch.empty(i, o).normal_(0, 0.01).requires_grad_())
+            self.bs.append(torch.zeros(o).requires_grad_())
+    def __call__(self, x):
+        for k, (w, b) in enumerate(zip(self.ws, self.bs)):
+            x = torch.relu(x @ w + b)
+        return x
+"""
+PAIRS = """\
+import torch
+layers = []
+for i, o in [(4, 4), (4, 2)]:
+    w = torch.zeros(i, o).uniform_(-9, 9)
+    b = torch.zeros(o)
+    layers.append((w.requires_grad_(), b.requires_grad_()))
+x = torch.randn(32, 4)
+for w, b in layers:
+    x = torch.relu(x @ w + b)
+"""
+
+
+@pytest.mark.parametrize(("text", "old", "new"), [
+    (MODEL, "torch.empty(i, o).normal_(0, 0.01)", "(torch.randn(i, o) * (2 / i)**0.5)"),
+    (PAIRS, "torch.zeros(i, o).uniform_(-9, 9)", "torch.randn(i, o) * (2 / i)**0.5"),
+    (MODEL.replace(".normal_(0, 0.01)", ""), "torch.empty(i, o)", "(torch.randn(i, o) * (2 / i)**0.5)")])
+def test_weights_that_a_loop_takes_from_lists_are_scaled_where_they_are_drawn(tmp_path, text, old, new):
+    check(tmp_path, text, text.replace(old, new), "initialise", layers=[("", "matmul", "x @ w")], scheme="he normal")
+
+
 def test_forget_gates_start_open(tmp_path):
     text = HEAD + "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.rnn = nn.LSTM(3, 5, num_layers=2)\n"
     after = cured(tmp_path, text, "initialise", layers=[("rnn", "lstm", "nn.LSTM(3, 5, num_layers=2)")], scheme="forget gate bias", value=1.0)
