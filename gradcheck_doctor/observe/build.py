@@ -90,19 +90,23 @@ class ParameterBook:
         They are looked for after calls that were not known, and after an optimizer was given new ones.
         """
         changed, observer.changed = observer.changed, False
-        if not everything:
-            if not changed:
-                return
-            if not any(p is not None and id(p) not in self.records for m in observer.roots.known() for p in m._parameters.values()):
-                return
-        self._mark_loaded()
+        if not everything and not changed:
+            return
+        if everything or any(p is not None and id(p) not in self.records for m in observer.roots.known() for p in m._parameters.values()):
+            self._take_modules(observer)
+        if not everything and not observer.roots.data_sharded:
+            self._take_bare(observer)
+
+    def _take_modules(self, observer: Observer) -> None:
+        self._mark_loaded(observer.step)
+        columns = _by_columns(observer)
         for module, path in observer.roots.names():
             for role, held in module._parameters.items():
                 parameter = None if held is None else observer.roots.sharded(module, role, held)
                 if parameter is not None and id(parameter) not in self.records:
                     trained = id(parameter) in self.loaded or self._copied(parameter, observer.step)
                     record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=trained,
-                                              recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT)
+                                              recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT, columns=id(parameter) in columns)
                     self.records[id(parameter)] = (parameter, record)
                     self.first_seen[id(parameter)] = observer.step
                     if values := shard_values(parameter):
@@ -110,12 +114,22 @@ class ParameterBook:
                     if not type(module).__module__.startswith("torch.") and (row := first_row(parameter)) is not None:
                         self.starts[id(parameter)] = row
 
+    def _take_bare(self, observer: Observer) -> None:
+        """Bare tensors behind a loss, as they are before the first step that changes them."""
+        if not observer.loss_nodes:
+            return
+        keep, prefixes = kept(observer), observer.roots.prefixes()
+        for node in observer.graph.nodes:
+            if node.index in keep and any(id(p) not in self.records for p in node.parameters):
+                self.take_raw(node, place(observer, node, prefixes)[0])
+
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""
         for place, parameter in enumerate(node.parameters):
             if id(parameter) not in self.records and parameter.is_leaf and not _freed(parameter):
                 name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
-                self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log))
+                columns = _has_columns(node, parameter)
+                self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log, columns=columns))
                 if (row := first_row(parameter)) is not None:
                     self.starts[id(parameter)] = row
 
@@ -127,13 +141,27 @@ class ParameterBook:
                    and known.requires_grad and same_values(known, parameter)
                    for key, (known, record) in self.records.items() if record.shape == tuple(parameter.shape))
 
-    def _mark_loaded(self) -> None:
+    def _mark_loaded(self, step: int) -> None:
+        """Weights that `load_state_dict` brought. Before anything was trained or read from a file they are an initialisation like others: the script made them."""
         if self.log is None:
             return
         for module, facts in list(self.log.loaded.items()):
+            if facts["made"] and step == 0:
+                continue
             for name, parameter in module.named_parameters():
                 if name not in facts["missing"]:
                     self.loaded.add(id(parameter))
+
+
+def _by_columns(observer: Observer) -> set[int]:
+    """Ids of the parameters of user-defined layers whose units are columns."""
+    return {id(p) for node in observer.graph.nodes for p in node.parameters if _has_columns(node, p)}
+
+
+def _has_columns(node: Node, parameter: Tensor) -> bool:
+    """The matrix is the right operand of a product, as it is: x @ W, with W of (inputs, units)."""
+    return (node.op in ("matmul", "mm", "addmm") and len(node.input_shapes) > 1 and parameter.dim() == 2 and tuple(parameter.shape) == node.input_shapes[-1]
+            and node.input_shapes[-2][-1:] == node.input_shapes[-1][:1])
 
 
 def _freed(parameter: Tensor) -> bool:

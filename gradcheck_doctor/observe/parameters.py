@@ -24,8 +24,11 @@ _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell":
 
 
 def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module | None, *, log: ConstructionLog | None = None,
-                     trained: bool = False, recurrent: bool = False) -> ParameterRecord:
-    """Facts about one parameter; `owner` is the module that holds it, `trained` what is known from outside (a loaded state dict)."""
+                     trained: bool = False, recurrent: bool = False, columns: bool = False) -> ParameterRecord:
+    """Facts about one parameter; `owner` is the module that holds it, `trained` what is known from outside (a loaded state dict).
+
+    With `columns` the units are the columns of a matrix, (inputs, units), as in `x @ W`; else they are the rows, as in torch's layers.
+    """
     role = name.rsplit(".", 1)[-1]
     shape = tuple(parameter.shape)
     base: dict[str, Any] = {"name": name, "module": path, "role": role, "shape": shape, "count": parameter.numel(),
@@ -39,7 +42,7 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
         if not value.numel():                                       # fewer rows than ranks: all of them are elsewhere
             return ParameterRecord(**base, trained=trained)
     kind = class_name(owner) if owner is not None else ""
-    fan_in, fan_out = _fans(owner, kind, role, shape)
+    fan_in, fan_out = _fans(owner, kind, role, shape[::-1] if columns else shape)
     by_hand = owner is None or not type(owner).__module__.startswith("torch.")          # x @ W: its units may be columns
     sample = sample_of(value)
     match = recognise(sample, fan_in, fan_out, role=role)

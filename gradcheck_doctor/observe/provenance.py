@@ -154,6 +154,7 @@ class ConstructionLog:
         self.optimizers: WeakTable[torch.optim.Optimizer, Span] = WeakTable()
         self.schedules: WeakTable[torch.optim.Optimizer, RateSchedule] = WeakTable()
         self.compiled = False
+        self.unpickled = False                                    # something was read with torch.load
         self.on_optimizer: Callable[[torch.optim.Optimizer], None] | None = None
         self.initialised: dict[int, list[Initialisation]] = {}
         self.init_sites: dict[Span, set[int]] = {}                # nn.init call -> addresses of the values it drew
@@ -236,8 +237,15 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
     def load_state_dict(self: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         result = original_load(self, state_dict, *args, **kwargs)
         log.loaded[self] = {"missing": tuple(result.missing_keys), "unexpected": tuple(result.unexpected_keys), "keys": len(state_dict),
-                            "span": user_span(sys._getframe(1))}
+                            "span": user_span(sys._getframe(1)), "made": not log.unpickled and "safetensors" not in sys.modules}
         return result
+
+    original_read = torch.load
+
+    @functools.wraps(original_read)
+    def read(*args: Any, **kwargs: Any) -> Any:
+        log.unpickled = True
+        return original_read(*args, **kwargs)
 
     original_apply = nn.Module.apply
 
@@ -261,10 +269,11 @@ def _install(log: ConstructionLog) -> list[tuple[Any, str, Any]]:
         return original_compile(*args, **kwargs)
 
     restore: list[tuple[Any, str, Any]] = [(torch.optim.Optimizer, "__init__", original_optimizer), (torch, "compile", original_compile),
-                                           (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load),
+                                           (torch, "load", original_read), (nn.Module, "__init__", original_init), (nn.Module, "load_state_dict", original_load),
                                            (nn.Module, "apply", original_apply), *watch_schedulers(log)]
     torch.optim.Optimizer.__init__ = optimizer_init  # type: ignore[method-assign]
     torch.compile = compile_
+    torch.load = read
     nn.Module.__init__ = init  # type: ignore[method-assign]
     nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
     nn.Module.apply = apply  # type: ignore[method-assign, assignment]

@@ -55,6 +55,17 @@ def of_scores(recording: Recording, operation: Operation) -> bool:
     return any(o.op in PRODUCTS and not o.parameters and len(set(o.producers)) >= 2 for o in ways)
 
 
+def of_slots(recording: Recording, operation: Operation) -> bool:
+    """It chooses among rows that the model learns: taken of products with one matrix, without a bias, and multiplied with another; no layers of torch's.
+
+    A memory of slots, prototypes, a codebook: softmax(q K^T) V with parameters for K and V.
+    """
+    ways = list(before(recording, [operation.index], lambda o: o.category in ("shape", "scale", "dropout") and not o.parameters))
+    scores = next((o for o in ways if o.op in PRODUCTS), None)
+    values = next((o for o in behind(recording, [operation.index], lambda o: o.category in ("shape", "dropout")) if o.op in MATRIX), None)
+    return scores is not None and values is not None and bool(scores.parameters) and bool(values.parameters)
+
+
 def _keys(operation: Operation) -> int:
     """Over how many values a softmax goes, 0 for everything else."""
     axis = operation.attributes.get("dim")

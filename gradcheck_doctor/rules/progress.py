@@ -38,8 +38,9 @@ def phase(recording: Recording) -> tuple[int, int]:
 
 
 def adversarial(recording: Recording) -> bool:
-    """Several optimizers take turns (a generator and its critic): no single loss has to fall."""
-    return recording.kind == "run" and len({row.optimizer for row in recording.steps}) > 1 and not phase_start(recording)
+    """Several optimizers take turns (a generator and its critic): no single loss has to fall. Each has a backward of its own; parts of one model, stepped
+    one after the other behind the same backward, are trained by one loss."""
+    return recording.kind == "run" and len({row.optimizer for row in recording.steps if row.backwards}) > 1 and not phase_start(recording)
 
 
 def phase_curve(recording: Recording) -> list[float]:

@@ -13,7 +13,7 @@ from gradcheck_doctor.treatments.choices import changed, choice, origin
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.initialise import initialise
 from gradcheck_doctor.treatments.last_activation import only_last
-from gradcheck_doctor.treatments.losses import probabilities_wanted, renamed
+from gradcheck_doctor.treatments.losses import probabilities_wanted, renamed, replace_loss
 from gradcheck_doctor.treatments.tree import Tree
 
 CLASS = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "elu": "ELU", "selu": "SELU", "gelu": "GELU", "prelu": "PReLU", "rrelu": "RReLU", "silu": "SiLU",
@@ -175,6 +175,15 @@ def remove_call(context: Context, finding: Finding, prescription: Prescription) 
     return list(dict.fromkeys(edits))
 
 
+def score_loss(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """A loss that takes raw scores, by its name, and the activation in front of it goes."""
+    op = str(prescription.arguments["activation"])
+    made = [r.location for r in context.rows(prescription.modules) if r.op == op and r.location is not None]
+    if not made:
+        raise TreatmentRefused(f"the {op} in front of the loss was not found; give {prescription.arguments['to']} what goes into it")
+    return [*replace_loss(context, finding, prescription), *remove_call(context, finding, replace(prescription, span=made[-1], arguments={"op": op}))]
+
+
 def _removed(tree: Tree, node: ast.Call, op: str) -> list[Edit]:
     if not _builds(tree, node, op):
         if not _applies(tree, node, op):
@@ -270,4 +279,5 @@ def _always_runs(tree: Tree, node: ast.AST, statement: ast.stmt) -> bool:
 
 
 PLANNERS = {"replace-activation": replace_activation, "remove-output-activation": remove_call, "remove-activation": remove_call,
+            "score-loss": score_loss,
             "add-activation": add_activation, "straight-through": straight_through}

@@ -21,7 +21,7 @@ def move_clip(context: Context, finding: Finding, prescription: Prescription) ->
     block = tree.among(clip)
     if len(block) < 2 or not _alone(tree, clip):
         raise TreatmentRefused("the clip does not stand on a line of its own; move it between backward() and step() by hand")
-    calls = [found for s in block if (found := method(s, "backward")) is not None]
+    calls = [found for s in block if (found := method(s, "backward", "manual_backward")) is not None]
     steps = [found for s in block if (found := method(s, "step")) is not None]
     step = next((s for s in steps if calls and s.lineno > calls[0].lineno), None)
     if step is None:

@@ -11,6 +11,7 @@ from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, methods, owner
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.groups import rest_as_group
 from gradcheck_doctor.treatments.places import is_module
 from gradcheck_doctor.treatments.training import optimizer
 from gradcheck_doctor.treatments.tree import Tree
@@ -35,16 +36,18 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
     """The optimizer gets the whole model, or a second model as well; one that chose its parameters too early is built later; a layer that replaces
     another after the optimizer was built gets a group of its own."""
     tree, made = optimizer(context, prescription)
-    built = [n for n in context.optimizer_calls(tree) if owner(n) is not None]
-    several = _partial(tree, built, prescription.modules)
+    built = list(context.optimizer_calls(tree))
+    several = _partial(tree, [n for n in built if owner(n) is not None], prescription.modules)
     if len(several) > 1:
         return several
     made = _of_the_model(tree, built, finding) or made
-    moved = _moved(tree, made)
+    late = _late_layer(tree, made, finding)
+    moved = _moved(tree, made, late is not None)
     if moved:
         return moved
+    if owner(made) is None:
+        return rest_as_group(tree, made, late[0] if late is not None else None)
     first, root = _owner(tree, made)
-    late = _late_layer(tree, made, finding)
     if late is not None:
         statement, target, name = late
         return [tree.after(statement, [f'{name}.add_param_group({{"params": {target}.parameters()}})'])]
@@ -94,7 +97,8 @@ def _of_the_model(tree: Tree, built: list[ast.Call], finding: Finding) -> ast.Ca
     if not isinstance(target, ast.Attribute):
         return None
     root = tree.source(target).partition(".")[0]
-    return next((made for made in reversed(built) if made.lineno < statement.lineno and _owner(tree, made)[1] == root), None)
+    return next((made for made in reversed(built) if made.lineno < statement.lineno and tree.function(made) is tree.function(statement)
+                 and any(isinstance(n, ast.Name) and n.id == root for n in ast.walk(made))), None)
 
 
 def _second_model(tree: Tree, made: ast.Call, root: str, modules: tuple[str, ...]) -> str | None:
@@ -121,10 +125,12 @@ def _class(tree: Tree, node: ast.expr) -> str:
     return tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
 
 
-def _moved(tree: Tree, made: ast.Call) -> list[Edit]:
-    """An optimizer that picks the parameters that require a gradient is built behind the last line, before it is used, that changes which do."""
+def _moved(tree: Tree, made: ast.Call, late: bool) -> list[Edit]:
+    """An optimizer that picks the parameters that require a gradient, or makes groups before a layer is replaced (`late`), is built behind the last
+    line, before it is used, that changes what it gets."""
     statement, first = tree.statement(made), made.args[0] if made.args else None
-    if not isinstance(statement, ast.Assign) or "requires_grad" not in (tree.source(first) if first is not None else ""):
+    picks = "requires_grad" in (tree.source(first) if first is not None else "") or late and owner(made) is None
+    if not isinstance(statement, ast.Assign) or not picks:
         return []
     chosen = {n.id for n in ast.walk(first) if isinstance(n, ast.Name)} if first is not None else set()
     block = tree.among(statement)
@@ -134,11 +140,12 @@ def _moved(tree: Tree, made: ast.Call) -> list[Edit]:
             break
         if any(_changes(tree, n, chosen) for n in ast.walk(later)):
             last = later
-    here, lines = tree.span(statement), tree.source(statement).splitlines()
-    alone = not tree.lines[statement.lineno - 1][: here.column - 1].strip() and not tree.lines[(here.end_line or 1) - 1][(here.end_column or 1) - 1:].strip()
-    if last is None or not alone or len(lines) > 1:
+    here, lines = tree.span(statement), [line.removeprefix(tree.indent(statement)) for line in tree.source(statement).splitlines()]
+    end = here.end_line or here.line
+    alone = not tree.lines[here.line - 1][: here.column - 1].strip() and not tree.lines[end - 1][(here.end_column or 1) - 1:].strip()
+    if last is None or not alone:
         return []
-    return [replace(tree.replace(statement, ""), span=Span(tree.file, here.line, 1, here.line + 1, 1)), tree.after(last, lines)]
+    return [replace(tree.replace(statement, ""), span=Span(tree.file, here.line, 1, end + 1, 1)), tree.after(last, lines)]
 
 
 def _changes(tree: Tree, node: ast.AST, chosen: set[str]) -> bool:

@@ -15,6 +15,7 @@ from gradcheck_doctor.treatments.places import insert
 from gradcheck_doctor.treatments.tree import Tree
 
 KINDS = {"linear": "Linear", "conv1d": "Conv1d", "conv2d": "Conv2d", "conv3d": "Conv3d"}
+DEFAULT = "torch default"                                                       # how torch's layers draw their weights
 METHODS = ("normal_", "uniform_", "trunc_normal_", "fill_", "zero_")          # of a tensor: m.weight.data.normal_(0, 0.02)
 CALLS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_", "xavier_normal_",
          "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_")
@@ -59,8 +60,13 @@ def initialise(context: Context, finding: Finding, prescription: Prescription) -
     if scheme != "zero bias":
         edits = [d.scaled(scheme, slope) for d in drawn]
     if plain or not edits:
-        edits += _loop(context, tree, plain, scheme, slope, late=chosen)
+        edits += _loop(context, tree, plain, scheme, slope, late=chosen or _set_elsewhere(rows))
     return edits
+
+
+def _set_elsewhere(rows: list[LayerRow]) -> bool:
+    """The weights are no longer what torch's layers start with, by no call of nn.init: a function of the script's sets them once the model is built."""
+    return any(not str(row.weight.get("scheme", DEFAULT)).startswith(DEFAULT) and row.weight.get("init") is None for row in rows if row.op in KINDS)
 
 
 def _home(context: Context, finding: Finding, rows: list[LayerRow]) -> Tree:

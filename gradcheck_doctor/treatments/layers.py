@@ -9,6 +9,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
+from gradcheck_doctor.treatments.training import given_in
 from gradcheck_doctor.treatments.tree import Tree
 
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")
@@ -110,7 +111,7 @@ def batchnorm_momentum(context: Context, finding: Finding, prescription: Prescri
     for span in spans:
         tree = context.tree(span.file)
         node = tree.call(span)
-        given = argument(node, "momentum", 2)
+        given = given_in(tree, node, ("momentum",), 2)
         if given is not None:
             edits.append(constant(tree, given, number(float(prescription.arguments["momentum"]))))
     if not edits:

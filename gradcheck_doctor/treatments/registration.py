@@ -87,8 +87,8 @@ def rename_keys(context: Context, finding: Finding, prescription: Prescription) 
     weights = argument(tree.call(prescription.span), "state_dict", 0)
     if weights is None:
         raise TreatmentRefused("load_state_dict is not called there; rename the weights where it is")
-    prefix = str(prescription.arguments["prefix"])
-    name = f'f"{prefix}{{name}}"' if prescription.arguments["add"] else f'name.removeprefix("{prefix}")'
+    old, new = str(prescription.arguments["old"]), str(prescription.arguments["new"])
+    name = f'name.replace("{old}", "{new}", 1)' if old and new else f'name.removeprefix("{old}")' if old else f'f"{new}{{name}}"'
     return [tree.replace(weights, f"{{{name}: value for name, value in {tree.operand(weights)}.items()}}")]
 
 

@@ -39,7 +39,7 @@ def _arguments(tree: Tree) -> ast.Call | None:
 
 
 def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int | None = None) -> ast.expr | None:
-    """An argument of a call, also out of a dictionary that is spread into it."""
+    """An argument of a call, also out of a dictionary that is spread into it, or of the functools.partial that is called."""
     for name in names:
         found = argument(node, name, position)
         if found is not None:
@@ -48,8 +48,24 @@ def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int |
         tables = origins(tree, spread)
         if len(tables) == 1 and (found := entry(tables[0], names)) is not None:
             return found
+        passed = [k.value for call in _spread_from(tree, spread) for k in call.keywords if k.arg in names]
+        if len(passed) == 1:
+            return passed[0]
         raise TreatmentRefused(f"{names[0]} comes with {tree.source(spread)!r}; set it there")
+    made = origins(tree, node.func)
+    if len(made) == 1 and isinstance(made[0], ast.Call) and tree.source(made[0].func).rpartition(".")[2] == "partial":
+        return given_in(tree, made[0], names)
     return None
+
+
+def _spread_from(tree: Tree, spread: ast.expr) -> list[ast.Call]:
+    """The calls of a function whose `**kwargs` is spread again."""
+    function = tree.function(spread)
+    if function is None or function.args.kwarg is None or tree.source(spread) != function.args.kwarg.arg:
+        return []
+    home = tree.parents.get(function)
+    name = home.name if isinstance(home, ast.ClassDef) and function.name == "__init__" else function.name
+    return [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == name]
 
 
 def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | None:

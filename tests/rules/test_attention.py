@@ -82,3 +82,22 @@ def test_talking_heads_are_no_hidden_softmax():
     assert not doctor.audit(TalkingHeads(), (X, Y), F.cross_entropy).has("hidden-softmax")
     sick = nn.Sequential(nn.Flatten(), nn.Linear(384, 32), nn.Softmax(-1), nn.Linear(32, 2))
     assert doctor.audit(sick, (X, Y), F.cross_entropy).has("hidden-softmax")
+
+
+class Slots(nn.Module):
+    """softmax(q K^T) V over rows that are learned; with a bias in between it is a hidden layer."""
+
+    def __init__(self, bias):
+        super().__init__()
+        torch.manual_seed(0)
+        self.keys, self.values = nn.Parameter(torch.randn(16, 48)), nn.Parameter(torch.randn(16, 8))
+        self.bias, self.head = nn.Parameter(torch.zeros(16)) if bias else None, nn.Linear(8, 2)
+
+    def forward(self, x):
+        scores = x[:, 0] @ self.keys.t() / 48**0.5
+        return self.head((scores if self.bias is None else scores + self.bias).softmax(-1) @ self.values)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_memory_of_slots_is_no_hidden_softmax(bias):
+    assert doctor.audit(Slots(bias), (X, Y), F.cross_entropy).has("hidden-softmax") is bias

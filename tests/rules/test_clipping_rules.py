@@ -44,6 +44,27 @@ def test_a_clip_without_effect_is_found_where_it_stands(place, said, set_to_none
     assert report.recording.events_of("clip_norm") == ()
 
 
+@pytest.mark.parametrize(("turns", "found"), [(False, ["error"]), (True, [])])
+def test_two_optimizers_behind_one_backward_do_not_take_turns(turns, found):
+    torch.manual_seed(0)
+    body, head = nn.Linear(8, 16), nn.Linear(16, 3)
+    opts = [torch.optim.SGD(part.parameters(), 0.1) for part in (body, head)]
+    with doctor.watch([body, head], opts, every=1) as seen:
+        for _ in range(12):
+            x = torch.randn(32, 8)
+            for opt in opts:
+                opt.zero_grad()
+                if turns or opt is opts[0]:
+                    F.cross_entropy(head(body(x)), x[:, :3].argmax(1)).backward()
+                if turns:
+                    opt.step()
+            if not turns:
+                opts[0].step()
+                opts[1].step()
+            nn.utils.clip_grad_norm_([*body.parameters(), *head.parameters()], 0.1)
+    assert [f.severity for f in the(seen.report(), "misplaced-clip")] == found
+
+
 @pytest.mark.parametrize("clip", [nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_])
 def test_a_clip_in_its_place_is_quiet(clip):
     assert the(train("right", clip=clip), "misplaced-clip") == []

@@ -1,6 +1,8 @@
 """The line that a finding names."""
 import textwrap
 
+import pytest
+
 from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.rules.engine import diagnose
 
@@ -41,7 +43,7 @@ LOAD = """
     x = torch.randn(256, 8); y = (x[:, 0] > 0).long()
     def net(): return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
     model = net()
-    model.load_state_dict({"%s" + k: v for k, v in net().state_dict().items()}, strict=False)
+    model.load_state_dict({%s: v for k, v in net().state_dict().items()}, strict=False)
     opt = torch.optim.SGD(model.parameters(), 0.1)
     for i in range(20):
         loss = F.cross_entropy(model(x), y)
@@ -49,11 +51,18 @@ LOAD = """
 """
 
 
-def test_weights_whose_names_have_a_prefix_are_renamed(tmp_path):
+@pytest.mark.parametrize(("named", "old", "new"), [
+    ('"module." + k', "module.", ""), ('k.replace("0.", "encoder.0.", 1)', "encoder.", ""), ('k[2:] if k[0] == "0" else k', "", "0."),
+    ('"first" + k[1:] if k[0] == "0" else "head" + k[1:]', "first.", "0.")])
+def test_weights_whose_names_begin_otherwise_are_renamed(tmp_path, named, old, new):
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(LOAD % "module.").lstrip())
+    script.write_text(textwrap.dedent(LOAD % named).lstrip())
     finding, = [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "weights-not-loaded"]
     cure = finding.fixes[0].prescription
-    assert (cure.treatment, cure.arguments["prefix"], cure.arguments["add"], cure.span.line) == ("rename-keys", "module.", False, 8)
-    script.write_text(textwrap.dedent(LOAD % "").lstrip())
+    assert (cure.treatment, cure.arguments["old"], cure.arguments["new"], cure.span.line) == ("rename-keys", old, new, 8)
+
+
+def test_weights_under_their_own_names_are_loaded(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(LOAD % "k").lstrip())
     assert not [f for f in diagnose(run_script(str(script), None, []).recording) if f.rule == "weights-not-loaded"]

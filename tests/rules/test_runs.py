@@ -74,7 +74,7 @@ def test_inputs_are_judged_by_what_reaches_the_first_layer(way, said):
     assert bool(found) == bool(said) and all(m.startswith(said) for m in found)
 
 
-@pytest.mark.parametrize(("early", "said"), [(0.3, "changes the weights by 0.005 of their size a step, in one of the first 12 by 0.3, a third"),
+@pytest.mark.parametrize(("early", "said"), [(0.3, "changes the weights by 0.005 of their size a step, and by 0.3 in one of the first 12 (limit"),
                                              (0.05, "changes the weights by 0.05 of their size a step (limit")])
 def test_the_first_updates_are_not_told_as_those_of_the_run(early, said):
     w = ParameterRecord("w", "", "weight", (8, 8), 64, True, rms=1.0)

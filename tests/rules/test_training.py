@@ -151,6 +151,23 @@ def test_log_softmax_over_the_samples(axis, found):
     assert run(model=model, loss_function=F.nll_loss).has("loss-input-mismatch") is found
 
 
+@pytest.mark.parametrize(("ending", "found"), [(nn.Softmax(-1), True), (nn.LogSoftmax(-1), False), (nn.Identity(), False)])
+def test_ctc_wants_log_probabilities(ending, found):
+    lengths, target = torch.full((32,), 12), torch.randint(1, 5, (32, 4))
+    report = run(model=nn.Sequential(nn.Linear(8, 5), ending), data=(torch.randn(256, 12, 8), torch.arange(256)), steps=10,
+                 loss_function=lambda output, y: F.ctc_loss(output.transpose(0, 1), target, lengths, torch.full((32,), 4)))
+    assert report.has("loss-input-mismatch") is found
+
+
+@pytest.mark.parametrize(("squash", "op"), [(lambda z: z.softmax(1), "softmax"), (torch.sigmoid, "sigmoid"), (lambda z: z, None)])
+def test_the_cure_of_a_squared_error_on_labels_takes_the_raw_scores(squash, op):
+    report = run(model=nn.Linear(8, 5), data=(torch.randn(256, 8), torch.randint(5, (256,))), lr=1e-3,
+                 loss_function=lambda output, y: F.mse_loss(squash(output), F.one_hot(y, 5).float()))
+    finding, = [f for f in report.findings if f.code == "GD605"]
+    cure = finding.fixes[0].prescription
+    assert (cure.treatment, cure.arguments.get("activation")) == (("score-loss", op) if op else ("replace-loss", None))
+
+
 class Pooled(nn.Module):
     """Attention pooling over the positions of a batch of sequences."""
 

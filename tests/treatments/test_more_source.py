@@ -65,8 +65,56 @@ def test_an_optimizer_that_chose_too_early_is_built_later(tmp_path):
     text = HEAD + made + late + "fit(net, opt)\nnet.other = 1\n"
     after = edit(tmp_path, text, "add-parameters", where=made[6:-1], modules=("head",))
     assert after == HEAD + late + made + "fit(net, opt)\nnet.other = 1\n"
+    used = HEAD + made + "plan(opt)\n" + late
+    assert edit(tmp_path, used, "add-parameters", where=made[6:-1], modules=("head",)) == used.replace("[p for p in net.parameters() if p.requires_grad]",
+                                                                                                   "net.parameters()")
+
+
+GROUPS = """\
+def groups(model, decay):
+    large = []
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            large.append(p)
+    return [{"params": large, "weight_decay": decay}]
+"""
+REST = ['held = {id(p) for group in opt.param_groups for p in group["params"]}',
+        'opt.add_param_group({"params": [p for p in net.parameters() if p.requires_grad and id(p) not in held]})']
+
+
+@pytest.mark.parametrize(("before", "made"), [
+    (GROUPS + "net = Net()\n", "torch.optim.SGD(groups(net, 0.1), lr=0.1)"),
+    ("net = Net()\nlarge = [p for n, p in net.named_parameters() if p.ndim == 2]\n", 'torch.optim.SGD([{"params": large, "weight_decay": 0.1}], lr=0.1)'),
+    ("net = Net()\nlarge = []\nfor p in net.parameters():\n    if p.ndim == 2:\n        large.append(p)\n", "torch.optim.SGD(large, lr=0.1)"),
+    ("net = Net()\n", 'torch.optim.SGD([{"params": net.body.parameters()}, {"params": net.neck.parameters()}], lr=0.1)')])
+def test_what_chosen_groups_leave_out_gets_one_of_its_own(tmp_path, before, made):
+    text = HEAD + before + f"opt = {made}\nprint(opt)\n"
+    after = edit(tmp_path, text, "add-parameters", where=made, modules=("conv",))
+    assert after == text.replace(f"opt = {made}\n", "\n".join([f"opt = {made}", *REST, ""]))
+
+
+def test_groups_of_a_function_that_returns_the_optimizer_and_of_a_lightning_module(tmp_path):
+    made = "torch.optim.SGD(groups(net, 0.1), lr=0.1)"
+    text = HEAD + GROUPS + f"def optimizer_of(net):\n    return {made}\nopt = optimizer_of(Net())\n"
+    assert edit(tmp_path, text, "add-parameters", where=made, modules=("conv",)) == text.replace(
+        f"    return {made}\n", "".join(f"    {line}\n" for line in [f"optimizer = {made}", *(r.replace("opt.", "optimizer.") for r in REST), "return optimizer"]))
+    made = "torch.optim.SGD(groups(self, 0.1), lr=0.1)"
+    text = HEAD + GROUPS + f"class Lit(pl.LightningModule):\n    def configure_optimizers(self):\n        opt = {made}\n        return opt\n"
+    assert edit(tmp_path, text, "add-parameters", where=made, modules=("conv",)) == text.replace(
+        f"        opt = {made}\n", "".join(f"        {line.replace('net.', 'self.')}\n" for line in [f"opt = {made}", *REST]))
+
+
+def test_groups_are_made_behind_a_layer_that_is_replaced(tmp_path):
+    made = 'opt = torch.optim.SGD(\n        [{"params": net.body.parameters()}, {"params": net.head.parameters(), "lr": 0.3}])\n'
+    late = "    net.head = nn.Linear(8, 3)\n"
+    text = HEAD + "def tune(net):\n    " + made + late + "    fit(net, opt)\n"
+    assert edit(tmp_path, text, "add-parameters", where="nn.Linear(8, 3)", modules=("head",)) == HEAD + "def tune(net):\n" + late + "    " + made + "    fit(net, opt)\n"
+
+
+@pytest.mark.parametrize("made", ["torch.optim.SGD(params, lr=0.1)", "torch.optim.SGD([*a.parameters(), *b.parameters()], lr=0.1)"])
+def test_whose_parameters_are_left_out_has_to_be_plain(tmp_path, made):
     with pytest.raises(TreatmentRefused, match="not built from"):
-        edit(tmp_path, HEAD + made + "plan(opt)\n" + late, "add-parameters", where=made[6:-1], modules=("head",))
+        edit(tmp_path, HEAD + f"opt = {made}\n", "add-parameters", where=made, modules=("head",))
 
 
 @pytest.mark.parametrize(("before", "after"), [
@@ -131,13 +179,31 @@ def test_the_logarithm_of_a_softmax(tmp_path, made, after):
     assert edit(tmp_path, HEAD + f"y = {made}\n", "log-softmax", where=made) == HEAD + f"y = {after}\n"
 
 
-@pytest.mark.parametrize(("add", "after"), [
-    (False, '{name.removeprefix("module."): value for name, value in torch.load(p).items()}'),
-    (True, '{f"module.{name}": value for name, value in torch.load(p).items()}')])
-def test_weights_are_loaded_under_other_names(tmp_path, add, after):
+@pytest.mark.parametrize(("text", "where"), [
+    ("def fit(net, **adam):\n    return torch.optim.Adam(net.parameters(), **adam)\nfit(net, lr=1e-3, weight_decay=0.5)\n",
+     "torch.optim.Adam(net.parameters(), **adam)"),
+    ("class Trainer:\n    def __init__(self, net, **kw):\n        self.opt = torch.optim.Adam(net.parameters(), **kw)\nTrainer(net, weight_decay=0.5)\n",
+     "torch.optim.Adam(net.parameters(), **kw)"),
+    ("make = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)\nopt = make(net.parameters())\n", "make(net.parameters())"),
+    ("def fit(net, make):\n    return make(net.parameters())\nfit(net, partial(torch.optim.SGD, lr=0.1, weight_decay=0.5))\n", "make(net.parameters())")])
+def test_settings_that_are_passed_on_are_changed_where_they_are_given(tmp_path, text, where):
+    assert edit(tmp_path, HEAD + text, "weight-decay", where=where, weight_decay=0.05) == HEAD + text.replace("0.5", "0.05")
+
+
+@pytest.mark.parametrize("made", ["norm = partial(nn.BatchNorm2d, momentum=0.001)\n", "norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=0.001)\n"])
+def test_the_momentum_of_a_partial(tmp_path, made):
+    text = HEAD + made + "net = nn.Sequential(nn.Conv2d(1, 8, 3), norm(8))\n"
+    assert edit(tmp_path, text, "batchnorm-momentum", layers=[("1", "batch_norm", "norm(8)")], momentum=0.1) == text.replace("0.001", "0.1")
+
+
+@pytest.mark.parametrize(("old", "new", "after"), [
+    ("module.", "", '{name.removeprefix("module."): value for name, value in torch.load(p).items()}'),
+    ("", "module.", '{f"module.{name}": value for name, value in torch.load(p).items()}'),
+    ("encoder.", "body.0.", '{name.replace("encoder.", "body.0.", 1): value for name, value in torch.load(p).items()}')])
+def test_weights_are_loaded_under_other_names(tmp_path, old, new, after):
     text = HEAD + "net.load_state_dict(torch.load(p), strict=False)\n"
     where = "net.load_state_dict(torch.load(p), strict=False)"
-    assert edit(tmp_path, text, "rename-keys", where=where, prefix="module.", add=add) == text.replace("torch.load(p)", after)
+    assert edit(tmp_path, text, "rename-keys", where=where, old=old, new=new) == text.replace("torch.load(p)", after)
 
 
 def test_an_axis_from_elsewhere_is_left(tmp_path):

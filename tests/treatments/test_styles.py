@@ -238,6 +238,35 @@ def test_a_batch_that_is_drawn_is_no_weight_and_neither_is_what_a_bias_is_added_
     assert cured(tmp_path, head + drawn + rest, "initialise", layers=[("", "matmul", used)], scheme="lecun normal") == head + scaled + rest
 
 
+@pytest.mark.parametrize(("before", "after"), [
+    ("F.mse_loss(net(x).softmax(dim=1), F.one_hot(y, 9).float())", "F.cross_entropy(net(x), F.one_hot(y, 9).float())"),
+    ("F.mse_loss(torch.softmax(net(x), 1), hot)", "F.cross_entropy(net(x), hot)"), ("nn.MSELoss()(F.sigmoid(net(x)), hot)", "nn.CrossEntropyLoss()(net(x), hot)")])
+def test_a_loss_on_raw_scores_and_no_activation_in_front_of_it(tmp_path, before, after):
+    op, call = next((op, made) for op in ("softmax", "sigmoid") for made in ("net(x).softmax(dim=1)", "torch.softmax(net(x), 1)", "F.sigmoid(net(x))")
+                    if made in before and op in made)
+    text = HEAD + "import torch.nn.functional as F\nloss = " + before + "\n"
+    check(tmp_path, text, text.replace(before, after), "score-loss", layers=[("", op, call)], where=before, to="cross_entropy", activation=op)
+    with pytest.raises(TreatmentRefused, match="in front of the loss was not found"):
+        cured(tmp_path, text, "score-loss", layers=[("", "relu", call)], where=before, to="cross_entropy", activation=op)
+
+
+def test_weights_that_a_function_sets_later_are_drawn_behind_it(tmp_path):
+    text = HEAD + ("class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+                   "net = Net()\nreset(net)\nopt = torch.optim.SGD(net.parameters(), lr=1)\n")
+    lines = ["for module in {}.modules():", "    if isinstance(module, nn.Linear):", '        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")',
+             "        if module.bias is not None:", "            nn.init.zeros_(module.bias)"]
+    late = text.replace("opt =", "\n".join(lines).format("net") + "\nopt =")
+    early = text.replace("nn.Linear(4, 4)\n", "nn.Linear(4, 4)\n" + "".join(f"        {line}\n" for line in lines).format("self"))
+    for scheme, expected in (("constant 0.1", late), ("torch default (kaiming_uniform a=sqrt(5))", early)):
+        path = tmp_path / "net.py"
+        path.write_text(text)
+        row = LayerRow("a", "linear", 0, True, span_of(path, text, "nn.Linear(4, 4)"), weight={"std": 0.0, "scheme": scheme, "init": None})
+        wanted = Prescription("initialise", "t", "safe", modules=("a",), arguments={"scheme": "he normal"})
+        finding = Finding("GD101", "x", "error", "m", "a", ("a",), "linear", row.location, fixes=(Fix(wanted),))
+        (_, fix), = planned(ReportData(str(path), "run", {}, {}, (finding,), (row,)), str(path), unsafe=True)
+        assert applied(text, fix.edits) == expected
+
+
 MODEL = """\
 import torch
 class Net:

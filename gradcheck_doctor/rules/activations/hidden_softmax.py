@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
-from gradcheck_doctor.rules.attention import of_scores
+from gradcheck_doctor.rules.attention import of_scores, of_slots
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import ahead, location, weight
 
@@ -17,7 +17,8 @@ class HiddenSoftmax(Rule):
     Why it matters: with n units the values are about 1/n and their slopes smaller still.
 
     When it is harmless: attention weights, expert routing, pointers: there softmax multiplies other values instead of feeding weights. The weights of talking
-    heads go through a layer that mixes heads, not keys: softmax of products of two values is not counted.
+    heads go through a layer that mixes heads, not keys: softmax of products of two values is not counted. Nor is the look-up in a memory of the model's
+    own, softmax(q K^T) V, where K and V are bare parameters and no bias stands between.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022).
     """
@@ -34,7 +35,8 @@ class HiddenSoftmax(Rule):
             if operation.op not in ("softmax", "log_softmax") or operation.category != "activation":
                 continue
             following = ahead(recording, operation, ("shape", "dropout"))
-            if following is not None and following.category == "layer" and weight(recording, following) is not None and not of_scores(recording, operation):
+            feeds = following is not None and following.category == "layer" and weight(recording, following) is not None
+            if feeds and not of_scores(recording, operation) and not of_slots(recording, operation):
                 yield Measurement(value=1.0, module=operation.module, op=operation.op, location=location(recording, operation),
                                   operations=(operation.index,), evidence={"width": operation.shape[-1] if operation.shape else 0})
 

@@ -46,7 +46,7 @@ def initialise(recording: Recording, layers: Iterable[Operation], activations: I
     if layers and all(_started(recording, layer, scheme) for layer in layers):
         return ()
     what = f"{len(modules)} layers" if len(modules) > 1 else modules[0] or "the weights" if modules else "the layer"
-    return (Prescription("initialise", f"Initialise {what} with {TITLE[scheme]} for {name}", safety=safety, kind="init", modules=modules,
+    return (Prescription("initialise", f"Initialise {what} with {TITLE[scheme]}" + (f" for {name}" if name != "none" else ""), safety=safety, kind="init", modules=modules,
                         arguments={"scheme": scheme, "activation": name, "slope": slope, "zero_bias": True}),)
 
 

@@ -41,7 +41,7 @@ class InitNotApplied(Rule):
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for row in recording.notes.get("init_unapplied", ()):
             records = [p for p in recording.parameters if p.module in row["modules"]]
-            if not any(len(p.shape) >= 2 for p in records) or not all(_untouched(p) for p in records):
+            if not any(len(p.shape) >= 2 for p in records) or not all(_untouched(p) and not _loaded(recording, p) for p in records):
                 continue
             yield Measurement(
                 value=_won_back(recording, row), module=row["modules"][0], modules=tuple(row["modules"]), location=row["span"],
@@ -67,6 +67,12 @@ def _untouched(record: ParameterRecord) -> bool:
     if len(record.shape) < 2:
         return not record.scheme.startswith(("zeros", "ones", "constant"))
     return record.scheme.startswith(DEFAULT) or record.scheme == TOO_SMALL
+
+
+def _loaded(recording: Recording, record: ParameterRecord) -> bool:
+    """`load_state_dict` brought it, from whatever."""
+    return any(record.name.startswith(row["module"]) and record.name.removeprefix(row["module"]).lstrip(".") not in row["missing"]
+               for row in recording.notes.get("loaded", ()))
 
 
 def _won_back(recording: Recording, row: Mapping[str, Any]) -> float:

@@ -131,8 +131,8 @@ class LearningRateTooHigh(Rule):
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
         summed = f"; each step sums the gradients of {e['batches']} batches, whose losses are not divided by {e['batches']}" if "batches" in e else ""
         if m.value > e["usual_update"]:
-            return (f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {e['usual_update']:.2g} of their size a step, in one of the first {EARLY} by "
-                    f"{e['first_updates']:.2g}, a third of which counts (limit {{limit}}){fell}{summed}")
+            return (f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {e['usual_update']:.2g} of their size a step, and by "
+                    f"{e['first_updates']:.2g} in one of the first {EARLY} (limit {{limit}}, three times as much at the start){fell}{summed}")
         return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}{summed}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
@@ -207,27 +207,28 @@ class LearningRateTooLow(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        fell = f"the loss fell by {e['loss_fell']:.0%}" if e["loss_fell"] >= 0.005 else "the loss does not fall"
         if "mode" in e:
             moved = "falls" if e["mode"] == "max" else "rises"
             return (f"the plateau scheduler has mode '{e['mode']}', but what it is stepped with {moved}: it takes each improvement for none, and took the learning "
-                    f"rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); the loss fell by {e['loss_fell']:.0%}")
+                    f"rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); {fell}")
         if "rare" in e:
             sized = f", of the {e['planned']} it was built for" if e["planned"] else ""
             return (f"the schedule was stepped {e['schedule_steps']} times in {e['steps']} steps of the optimizer, once an epoch{sized}: in its warm-up it took the "
-                    f"learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; the loss fell by {e['loss_fell']:.0%}")
+                    f"learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; {fell}")
         if e.get("planned") and e["schedule"] == "warm-up":
             return (f"the schedule was built for {e['planned']} steps, the run has {e['steps']}: it took the learning rate from {e['first']:.2g} to {e['last']:.2g} "
-                    f"of {e['full']:g}; the loss fell by {e['loss_fell']:.0%}")
+                    f"of {e['full']:g}; {fell}")
         if e.get("schedule") == "warm-up":
             return (f"the warm-up is longer than the run: in {e['steps']} steps it took the learning rate from {e['first']:.2g} to {e['last']:.2g} of {e['full']:g}; "
-                    f"the loss fell by {e['loss_fell']:.0%}")
+                    f"{fell}")
         if "squared" in e:
             return (f"the schedule multiplies the learning rate {e['full']:g} by another rate: it begins at {e['first']:.1e}, {e['full']:g} times itself, "
-                    f"and ends at {e['last']:.1e}; the loss fell by {e['loss_fell']:.0%}")
+                    f"and ends at {e['last']:.1e}; {fell}")
         if "schedule" in e:
             return (f"the schedule took the learning rate from {e['full']:g} to {e['last']:.1e} (below 1 % after {e['alive']} of {e['steps']} steps); "
-                    f"the loss fell by {e['loss_fell']:.0%}")
-        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); the loss fell by {e['loss_fell']:.0%}"
+                    f"{fell}")
+        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.1e} of their size a step (limit {{limit}}); {fell}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         lr, steps = m.evidence["lr"], m.evidence.get("steps", 0)

@@ -7,8 +7,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, loss_input
-
-PROBABILITIES = ("softmax", "sigmoid", "hardsigmoid", "gumbel_softmax")
+from gradcheck_doctor.rules.losses import PROBABILITIES
 
 
 class LossInputMismatch(Rule):
@@ -62,7 +61,7 @@ class LossInputMismatch(Rule):
             return (Prescription("softmax-axis", f"Take the {e['activation']} over the classes, axis 1", kind="loss", modules=(m.module,), span=m.location,
                                  arguments={"dim": 1, "old": e["axis"]}),)
         if e["cure"] == "log-softmax":
-            return (Prescription("log-softmax", "Give nll_loss the log_softmax", kind="loss", modules=(m.module,), span=m.location),)
+            return (Prescription("log-softmax", f"Give {m.op} the log_softmax", kind="loss", modules=(m.module,), span=m.location),)
         if e["cure"]:
             return (Prescription("replace-loss", f"Use {e['cure']} on the raw scores", kind="loss", span=m.location, arguments={"to": e["cure"]}),)
         return ()
@@ -92,4 +91,6 @@ def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str
     if loss.op == "nll_loss" and op not in ("log_softmax", "logsigmoid", "log") and high is not None and (high > 1e-6 or op in PROBABILITIES):
         what = f"nll_loss needs log-probabilities (at most 0) but gets values up to {high:.3g}"
         return 2.0, what, "log-softmax" if op == "softmax" else "cross_entropy"
+    if loss.op == "ctc_loss" and op == "softmax":
+        return 2.0, "ctc_loss needs log-probabilities but gets the probabilities of a softmax: whatever the network says, exp of them lies between 1 and 2.7", "log-softmax"
     return None

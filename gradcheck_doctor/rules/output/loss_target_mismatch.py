@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
-from gradcheck_doctor.rules.losses import REGRESSION
+from gradcheck_doctor.rules.flow import loss_input
+from gradcheck_doctor.rules.losses import PROBABILITIES, REGRESSION
 from gradcheck_doctor.rules.progress import mild
 
 
@@ -46,7 +47,12 @@ class LossTargetMismatch(Rule):
         if "shape" in m.evidence.get("wrong", ""):
             return (Prescription("match-shapes", "Give prediction and target the same shape", kind="loss", span=m.location,
                                  arguments={"target": "squeeze" if m.evidence["flat"] else "unsqueeze"}),)
-        return (Prescription("replace-loss", "Use cross_entropy", kind="loss", span=m.location, arguments={"to": "cross_entropy"}),)
+        loss = next((loss for loss in recording.losses if loss.operation in m.operations), None)
+        last = loss_input(recording, loss) if loss is not None else None
+        if last is None or last.op not in PROBABILITIES:
+            return (Prescription("replace-loss", "Use cross_entropy", kind="loss", span=m.location, arguments={"to": "cross_entropy"}),)
+        return (Prescription("score-loss", f"Use cross_entropy on the raw scores, without the {last.op}", kind="loss", modules=(last.module,), span=m.location,
+                             arguments={"to": "cross_entropy", "activation": last.op}),)
 
 
 def _wrong(loss: LossRecord) -> str:

@@ -32,7 +32,7 @@ class MisplacedClip(Rule):
     summary = "clipping outside of backward and step, or on scaled gradients"
     threshold = Threshold(0.5, 0.5, "share of steps with a misplaced clip", "half of the steps; what is misplaced is exact")
     order = 460
-    explains = ("GD401", "GD305", "GD302", "GD706", "GD707", "GD702", "GD403", "GD402")
+    explains = ("GD401", "GD305", "GD302", "GD706", "GD707", "GD701", "GD702", "GD403", "GD402")
     kinds = ("run",)
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:

@@ -8,6 +8,7 @@ from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 
 NEARLY_ALL = 0.9       # of the model's keys are missing
+TRIED = 8              # unexpected names that may show what others begin with
 
 
 class WeightsNotLoaded(Rule):
@@ -45,23 +46,30 @@ class WeightsNotLoaded(Rule):
         facts = next((f for f in recording.notes.get("loaded", ()) if f.get("span") == m.location), None)
         if facts is None or m.location is None:
             return ()
-        for add, given, wanted in ((False, facts["unexpected"], facts["missing"]), (True, facts["missing"], facts["unexpected"])):
-            prefix = _prefix(given, wanted)
-            if prefix and 2 * sum(n.removeprefix(prefix) in wanted for n in given if n.startswith(prefix)) >= len(facts["unexpected"]):
-                title = f"{'Put' if add else 'Take'} {prefix!r} {'in front of' if add else 'off'} the names of the weights"
-                return (Prescription("rename-keys", title, kind="model", span=m.location, arguments={"prefix": prefix, "add": add}),)
-        return ()
+        old, new = _prefixes(facts["unexpected"], facts["missing"])
+        if not old and not new:
+            return ()
+        title = (f"Rename the weights from {old!r} to {new!r}" if old and new else f"Take {old!r} off the names of the weights" if old else
+                 f"Put {new!r} in front of the names of the weights")
+        return (Prescription("rename-keys", title, kind="model", span=m.location, arguments={"old": old, "new": new}),)
 
 
-def _prefix(given: Sequence[str], wanted: Sequence[str]) -> str:
-    """What stands in front of one of the names that are `wanted`."""
+def _prefixes(given: Sequence[str], wanted: Sequence[str]) -> tuple[str, str]:
+    """What at least half of the names `given` begin with, and what names that are `wanted` have in its place; ("", "") where there is no such pair."""
     known = set(wanted)
-    for name in given:
+    matches: dict[tuple[str, str], int] = {}
+    for name in given[:TRIED]:
         parts = name.split(".")
-        for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in known:
-                return ".".join(parts[:cut]) + "."
-    return ""
+        for other in wanted:
+            ends = other.split(".")
+            same = 0
+            while same < min(len(parts), len(ends)) and parts[-1 - same] == ends[-1 - same]:
+                same += 1
+            old, new = "".join(p + "." for p in parts[:len(parts) - same]), "".join(p + "." for p in ends[:len(ends) - same])
+            if same and (old, new) not in matches:
+                matches[old, new] = sum(n.startswith(old) and new + n.removeprefix(old) in known for n in given)
+    best = max(matches, key=matches.__getitem__, default=("", ""))
+    return best if 2 * matches.get(best, 0) >= len(given) else ("", "")
 
 
 def _cap(facts: Mapping[str, Any], share: float) -> str | None:
