@@ -15,8 +15,9 @@ YIELDING = ("parameters", "named_parameters", "modules", "named_modules", "child
 
 
 def rest_as_group(tree: Tree, made: ast.Call, behind: ast.stmt | None = None) -> list[Edit]:
-    """`optimizer.add_param_group` behind the construction, or a statement `behind` that, with what requires a gradient and is in no group yet; all of the model for a list that is
-    chosen in the call itself.
+    """`optimizer.add_param_group` behind the construction, or a statement `behind` that, with what requires a gradient and is in no group yet.
+
+    The optimizer gets all of the model where a list is chosen in the call itself.
 
     Raises:
         TreatmentRefused: it can't be told whose parameters these are, or what the optimizer is called.
