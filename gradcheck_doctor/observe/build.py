@@ -116,12 +116,12 @@ class ParameterBook:
 
     def _take_bare(self, observer: Observer) -> None:
         """Bare tensors behind a loss, as they are before the first step that changes them."""
-        if not observer.loss_nodes:
-            return
-        keep, prefixes = kept(observer), observer.roots.prefixes()
-        for node in observer.graph.nodes:
-            if node.index in keep and any(id(p) not in self.records for p in node.parameters):
-                self.take_raw(node, place(observer, node, prefixes)[0])
+        new = [n for n in observer.graph.nodes if any(p.is_leaf and id(p) not in self.records for p in n.parameters)] if observer.loss_nodes else []
+        if new:
+            keep, prefixes = kept(observer), observer.roots.prefixes()
+            for node in new:
+                if node.index in keep:
+                    self.take_raw(node, place(observer, node, prefixes)[0])
 
     def take_raw(self, node: Node, path: str) -> None:
         """Record a bare tensor that requires a gradient and was used as a weight."""
