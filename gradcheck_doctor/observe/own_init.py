@@ -11,10 +11,10 @@ from torch import nn
 from gradcheck_doctor.observe.source import Source, class_file, source
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.theory.schemes import DEFAULT
 
 DRAWS = frozenset({"normal_", "uniform_", "fill_", "zero_", "exponential_", "log_normal_"})
 FILLS = DRAWS | {"copy_", "mul_", "div_"}       # of a named parameter only: p.data.copy_(...) in a loop is as often a moving average
-DEFAULT = "torch default"
 CLOSE = 0.15           # of a spread: drawn values against what the call asks for
 
 

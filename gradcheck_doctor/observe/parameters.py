@@ -15,7 +15,7 @@ from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.recording import ParameterRecord
 from gradcheck_doctor.theory.fans import fans
 from gradcheck_doctor.theory.initialisation import glorot_std, he_std
-from gradcheck_doctor.theory.schemes import LOADED, TOO_SMALL, Sample, SchemeMatch, recognise
+from gradcheck_doctor.theory.schemes import DEFAULT, LOADED, TOO_SMALL, Sample, SchemeMatch, recognise
 
 SAMPLE = 4096
 FAMILIES = {"xavier_uniform_": "glorot uniform", "xavier_normal_": "glorot normal", "kaiming_uniform_": "he uniform", "kaiming_normal_": "he normal"}
@@ -50,20 +50,21 @@ def parameter_record(name: str, path: str, parameter: Tensor, owner: nn.Module |
     loaded = trained or (match.never_trained is False and not explicit)
     return ParameterRecord(
         **base, fan_in=fan_in, fan_out=fan_out, mean=sample.mean, std=sample.std, rms=math.hypot(sample.mean, sample.std),
-        absmax=sample.absmax, scheme=LOADED if trained else _told(match, explicit, sample, fan_in, fan_out),
+        absmax=sample.absmax, scheme=LOADED if trained else _told(match, explicit, sample, fan_in, fan_out, by_hand),
         gain=None if fan_in is None else sample.std * math.sqrt(fan_in),
         rows_equal=units_equal(value) if by_hand else rows_equal(value), orthogonal=sample.orthogonal, trained=loaded, init_span=_span(explicit),
         spectral_radius=_spectral_radius(recurrent or kind in ("RNN", "RNNCell") and role.startswith("weight_hh"), value),
         gate_bias=None if sharded else _gate_bias(kind, role, value))
 
 
-def _told(match: SchemeMatch, explicit: Sequence[Initialisation], sample: Sample, fan_in: int | None, fan_out: int | None) -> str:
-    """The scheme's name; of several that fit the values, and where these are too few to tell, the one whose function was called."""
+def _told(match: SchemeMatch, explicit: Sequence[Initialisation], sample: Sample, fan_in: int | None, fan_out: int | None, by_hand: bool) -> str:
+    """The scheme's name; of several that fit the values, and where these are too few to tell, the one whose function was called, or the layer's default."""
     family = FAMILIES.get(explicit[-1].function, "") if explicit else ""
     if match.name == TOO_SMALL and family and fan_in and fan_out and _plain(explicit[-1]):
         std = he_std(fan_in) if family.startswith("he") else glorot_std(fan_in, fan_out)
         return family if abs(sample.std / std - 1.0) <= 3.0 / math.sqrt(2.0 * sample.count) else match.name
-    return next((name for name in (match.name, *match.aliases) if family and name.startswith(family)), match.name)
+    wanted = family if explicit else "" if by_hand else DEFAULT
+    return next((name for name in (match.name, *match.aliases) if wanted and name.startswith(wanted)), match.name)
 
 
 def _plain(call: Initialisation) -> bool:

@@ -48,7 +48,7 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
     changing = next((span for source in read for span in source.own_updates), None)
     optimizers = (*([monitor.own.record(names, changing)] if monitor.own.begun else []), *(o.record(names) for o in known))
     models = [observer.roots.roots[i] for i in observer.roots.models()]
-    first = next(iter(models[0].parameters())) if models else None
+    first = next((p for m in models for p in m.parameters()), next((p for p, _ in book.records.values()), None))
     steps, curve = monitor.steps.since(since)
     losses = tuple(replace(x, value=curve[0][1]) if x.value is None and x.op != "scalar" and curve else x for x in loss_records(observer, kept))
     return Recording(

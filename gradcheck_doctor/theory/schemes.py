@@ -11,7 +11,8 @@ from gradcheck_doctor.theory.initialisation import TRUNCATED_STD, glorot_std, he
 SMALL = 24             # elements below which nothing can be told
 FEW = 400              # elements below which a known scheme of another shape that fits is likelier than an unknown one
 KS_CRITICAL = 1.95     # Kolmogorov-Smirnov: D sqrt(n) above this has p < 0.001
-TORCH_DEFAULT = "torch default (kaiming_uniform a=sqrt(5))"
+DEFAULT = "torch default"                                # how the names of the ways begin in which torch's layers draw their weights
+TORCH_DEFAULT = f"{DEFAULT} (kaiming_uniform a=sqrt(5))"
 LOADED = "trained or loaded"
 TOO_SMALL = "too small to tell"
 
@@ -59,10 +60,10 @@ def recognise(sample: Sample, fan_in: int | None, fan_out: int | None, *, role: 
     shapes = _shapes(sample)
     if not shapes:
         return SchemeMatch(LOADED, gain, None if sample.count < 200 else False)
-    for shape in shapes if sample.count < FEW else shapes[:1]:
-        names = [name for kind, name, std in _candidates(fan_in, fan_out, role) if kind == shape and _same_spread(sample, std)]
-        if names:
-            return SchemeMatch(names[0], gain, True, tuple(names[1:]))
+    candidates = [(kind, name) for kind, name, std in _candidates(fan_in, fan_out, role) if _same_spread(sample, std)]
+    names = [name for shape in (shapes if sample.count < FEW else shapes[:1]) for kind, name in candidates if kind == shape]
+    if names:
+        return SchemeMatch(names[0], gain, True, tuple(names[1:]))
     return SchemeMatch(_fixed(shapes[0], sample), gain, True)
 
 
@@ -85,10 +86,10 @@ def _candidates(fan_in: int | None, fan_out: int | None, role: str) -> Iterator[
         yield "normal", "normal std=1", 1.0
     if "bias" in role or "_hh" in role or "_ih" in role:
         for fan in dict.fromkeys((fan_in, fan_out)):
-            yield "uniform", "torch default (uniform 1/sqrt(fan))", torch_default_std(fan)
+            yield "uniform", f"{DEFAULT} (uniform 1/sqrt(fan))", torch_default_std(fan)
     yield "uniform", TORCH_DEFAULT, torch_default_std(fan_in)
     if role == "in_proj_weight":
-        yield "uniform", "torch default (glorot uniform, packed)", glorot_std(fan_in, 3 * fan_in)
+        yield "uniform", f"{DEFAULT} (glorot uniform, packed)", glorot_std(fan_in, 3 * fan_in)
     for shape in ("uniform", "normal", "truncated"):
         word = "truncated normal" if shape == "truncated" else shape
         yield shape, f"he {word}", he_std(fan_in)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.records.sites import Span
+from gradcheck_doctor.theory.schemes import DEFAULT
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import Draw, draws, is_own_layer
 from gradcheck_doctor.treatments.gates import forget_gate_bias
@@ -15,7 +16,6 @@ from gradcheck_doctor.treatments.places import insert
 from gradcheck_doctor.treatments.tree import Tree
 
 KINDS = {"linear": "Linear", "conv1d": "Conv1d", "conv2d": "Conv2d", "conv3d": "Conv3d"}
-DEFAULT = "torch default"                                                       # how torch's layers draw their weights
 METHODS = ("normal_", "uniform_", "trunc_normal_", "fill_", "zero_")          # of a tensor: m.weight.data.normal_(0, 0.02)
 CALLS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_", "xavier_normal_",
          "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_")

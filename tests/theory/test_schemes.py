@@ -53,3 +53,12 @@ def test_an_embedding_starts_with_standard_deviation_1():
     torch.manual_seed(0)
     table = nn.Embedding(50, 32)
     assert parameter_record("weight", "", table.weight, table).scheme == "normal std=1"
+
+
+def test_few_numbers_of_a_layer_of_torchs_are_taken_for_its_default():
+    """32 uniform numbers pass for many a family; a layer that nobody initialised has its own."""
+    from gradcheck_doctor.observe.parameters import parameter_record
+    for seed in range(60):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(32, 1)
+        assert parameter_record("weight", "", layer.weight, layer).scheme.startswith("torch default"), seed

@@ -9,9 +9,7 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import phi, runs, weight
 from gradcheck_doctor.rules.initialisation.init_activation_mismatch import InitActivationMismatch
 from gradcheck_doctor.theory.propagation import expected_attenuation
-from gradcheck_doctor.theory.schemes import TOO_SMALL
-
-DEFAULT = "torch default"
+from gradcheck_doctor.theory.schemes import DEFAULT, TOO_SMALL
 
 
 class InitNotApplied(Rule):

@@ -7,8 +7,7 @@ from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, weight
 from gradcheck_doctor.rules.progress import mild
-
-FRESH = "torch default"
+from gradcheck_doctor.theory.schemes import DEFAULT
 
 
 class InputStatistics(Rule):
@@ -56,4 +55,4 @@ def _new_in_front(recording: Recording, norm: Operation) -> bool:
     """A layer with untouched initial weights feeds the normalisation."""
     front = [recording.operations[p] for p in norm.producers]
     weights = [w for o in front if o.category == "layer" and (w := weight(recording, o)) is not None]
-    return any(not w.trained and (w.init_span is not None or w.scheme.startswith(FRESH)) for w in weights)
+    return any(not w.trained and (w.init_span is not None or w.scheme.startswith(DEFAULT)) for w in weights)
