@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from gradcheck_doctor.observe.source import Source, class_file, source
-from gradcheck_doctor.records.recording import ParameterRecord
+from gradcheck_doctor.records.recording import Operation, ParameterRecord
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.theory.schemes import DEFAULT
 
+MAKERS = frozenset({"randn", "rand", "normal", "full", "ones", "zeros", "empty", "Parameter"})
 DRAWS = frozenset({"normal_", "uniform_", "fill_", "zero_", "exponential_", "log_normal_"})
 FILLS = DRAWS | {"copy_", "mul_", "div_"}       # of a named parameter only: p.data.copy_(...) in a loop is as often a moving average
 CLOSE = 0.15           # of a spread: drawn values against what the call asks for
@@ -50,6 +51,30 @@ def located(records: Sequence[ParameterRecord], modules: Mapping[str, nn.Module]
     """
     fills = [fill for of in read for fill in _fills(of)]
     return tuple(replace(r, made=_made(r, modules.get(r.module), fills)) if r.init_span is None and not r.trained else r for r in records)
+
+
+def drawn(records: Sequence[ParameterRecord], operations: Iterable[Operation], read: Sequence[Source]) -> tuple[ParameterRecord, ...]:
+    """The records of bare tensors with `made` where the operand of their product, `x @ W1`, is a name that is given its value once, `W1 = torch.randn(...)`."""
+    used = {name: o for o in operations for name in o.parameters}
+    files = {of.file: of for of in read}
+    return tuple(replace(r, made=_drawn_at(files, o, r)) if r.origin is None and "<tensor" in r.name and (o := used.get(r.name)) is not None else r
+                 for r in records)
+
+
+def _drawn_at(files: Mapping[str, Source], operation: Operation, record: ParameterRecord) -> Span | None:
+    of = files.get(operation.called.file) if operation.called is not None else None
+    if of is None or operation.op not in ("matmul", "mm", "addmm", "linear"):
+        return None
+    at = operation.called
+    node = next((n for n in of.nodes if isinstance(n, (ast.BinOp, ast.Call)) and n.lineno == at.line and of.place(n) == at), None)      # type: ignore[union-attr]
+    operands = [node.left, node.right] if isinstance(node, ast.BinOp) else node.args if node is not None else []
+    fits = [o for o, shape in zip(operands, operation.input_shapes, strict=False) if shape in (record.shape, record.shape[::-1])]
+    for operand in reversed(fits):                                  # x @ W: weights are mostly on the right
+        names = {n.id for n in ast.walk(operand) if isinstance(n, ast.Name)}
+        given = [v for n in of.nodes if isinstance(n, ast.Assign) for t, v in _pairs(n) if isinstance(t, ast.Name) and {t.id} == names]
+        if len(given) == 1 and any(isinstance(n, ast.Attribute) and n.attr in MAKERS for n in ast.walk(given[0])):
+            return of.place(given[0])
+    return None
 
 
 def _made(record: ParameterRecord, owner: nn.Module | None, fills: Sequence[Fill]) -> Span | None:

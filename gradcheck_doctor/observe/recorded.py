@@ -13,7 +13,7 @@ from torch import nn
 from gradcheck_doctor.observe.build import blind_spots, input_records, loss_records, module_records, operations
 from gradcheck_doctor.observe.build import kept as indices
 from gradcheck_doctor.observe.hidden import rows as hidden
-from gradcheck_doctor.observe.own_init import located
+from gradcheck_doctor.observe.own_init import drawn, located
 from gradcheck_doctor.observe.parameters import moved_as_one, stays_equal
 from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
@@ -44,7 +44,7 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
     names = {key: record.name for key, (_, record) in book.records.items()}
     files = user_files(observer.roots.roots, monitor.log)
     read = sources(dict.fromkeys([*files, *_trains(monitor)]))
-    parameters = located(parameters, {path: module for module, path in observer.roots.names()}, read)
+    parameters = drawn(located(parameters, {path: module for module, path in observer.roots.names()}, read), kept, read)
     changing = next((span for source in read for span in source.own_updates), None)
     optimizers = (*([monitor.own.record(names, changing)] if monitor.own.begun else []), *(o.record(names) for o in known))
     models = [observer.roots.roots[i] for i in observer.roots.models()]

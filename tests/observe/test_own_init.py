@@ -1,6 +1,7 @@
 """The line that gave a weight its values, where no nn.init call says it."""
 import pytest
 
+from gradcheck_doctor.integrations.script import run_script
 from gradcheck_doctor.session import audit_target
 from gradcheck_doctor.targets.resolve import resolve
 
@@ -97,3 +98,31 @@ def test_of_several_schemes_that_fit_the_one_that_was_called_is_named(tmp_path):
     for call, name in (("nn.init.xavier_uniform_(m.weight)", "glorot uniform"), ("nn.init.kaiming_uniform_(m.weight)", "he uniform")):
         records, _ = seen(tmp_path, text.format(call))
         assert records["head.weight"].scheme.startswith(name)
+
+
+BARE = """import torch
+torch.manual_seed(0)
+x = torch.randn(64, 20)
+y = (x[:, 0] > 0).long()
+{}
+for k in range(40):
+    h = torch.tanh({} + b1)
+    loss = torch.nn.functional.cross_entropy(torch.mm(h, W2), y)
+    loss.backward()
+    for w in (W1, b1, W2):
+        w.data -= 0.1 * w.grad
+        w.grad = None
+"""
+
+
+@pytest.mark.parametrize(("made", "used"), [
+    ("W1 = torch.randn(20, 64) * 5\nW1.requires_grad_()", "x @ W1"), ("W1 = torch.randn(64, 20, requires_grad=True)", "x @ W1.t()"),
+    ("W1 = torch.nn.Parameter(torch.randn(20, 64))", "torch.matmul(x, W1)"), ("W1, c = torch.zeros(64, 20, requires_grad=True), 1", "torch.nn.functional.linear(x, W1)")])
+def test_a_bare_weight_is_made_where_its_name_is_given_a_value(tmp_path, made, used):
+    text = BARE.format(made + "\nW2 = torch.randn(64, 2).mul_(0.1).requires_grad_()\nb1 = torch.zeros(64, requires_grad=True)", used)
+    (tmp_path / "train.py").write_text(text)
+    result = run_script(str(tmp_path / "train.py"), None, [])
+    lines, places = text.splitlines(), {r.shape: r.origin for r in result.recording.parameters if len(r.shape) == 2}
+    assert not result.crash and len(places) == 2
+    for origin, name in ((next(o for shape, o in places.items() if 20 in shape), "W1"), (places[64, 2], "W2")):
+        assert lines[origin.line - 1].startswith(name) and origin.column > 1
