@@ -141,3 +141,73 @@ def test_gated_cells_and_orthogonal_starts_are_not_forgetful():
     torch.manual_seed(0)
     for model in (Fused(nn.LSTM), Fused(nn.GRU), Fused(gain=1.0)):
         assert finding(doctor.audit(model, tokens(30), F.cross_entropy), "recurrent-init") is None
+
+
+class Scan(nn.Module):
+    """A state without a weight matrix: h = a * h + b x."""
+
+    def __init__(self, decay):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.head, self.decay = nn.Linear(8, 24), nn.Linear(24, 4), decay
+
+    def forward(self, x):
+        state = 0.0
+        for step in self.inner(x).unbind(1):
+            state = self.decay * state + step
+        return self.head(state)
+
+
+class Deep(nn.Module):
+    """Layers in a loop: residual blocks, highways (layers of their own each time), or one layer again and again."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.head = way, nn.Linear(8, 4)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(12)])
+
+    def forward(self, x):
+        x = x[:, 0]
+        for layer in self.layers:
+            gate = 0.1
+            x = x + layer(x) if self.way == "residual" else gate * x + torch.relu(layer(x))
+        return self.head(x)
+
+
+def test_a_state_that_a_loop_updates_without_weights():
+    x, y = torch.randn(256, 24, 8), torch.randint(0, 4, (256,))
+    model = Scan(0.5)
+    report = doctor.audit(model, (x, y), loss=F.cross_entropy)
+    rows = time_gradients(report)
+    inner = model.inner(x).detach().requires_grad_()
+    state = 0.0
+    for step in inner.unbind(1):
+        state = 0.5 * state + step
+    F.cross_entropy(model.head(state), y).backward()
+    expected = inner.grad.square().mean(dim=(0, 2)).sqrt().tolist()
+    assert rows == pytest.approx(expected, rel=1e-4)
+    assert finding(report, "temporal-gradient").severity == "info"
+    assert finding(doctor.audit(Scan(0.99), (x, y), loss=F.cross_entropy), "temporal-gradient") is None
+
+
+@pytest.mark.parametrize(("decay", "severity"), [(0.5, "warning"), (0.97, None)])
+def test_a_forgetful_state_is_named_in_a_run_that_does_not_learn(decay, severity):
+    torch.manual_seed(1)
+    x, y = torch.randn(256, 24, 8), torch.randint(0, 4, (256,))
+    model = Scan(decay)
+    opt = torch.optim.SGD(model.parameters(), 1e-2)
+    with doctor.watch(model, opt) as seen:
+        for k in range(60):
+            i = torch.arange(32) + 32 * (k % 8)
+            opt.zero_grad()
+            F.cross_entropy(model(x[i]), y[i]).backward()
+            opt.step()
+    found = finding(seen.report(), "temporal-gradient")
+    assert (found.severity if found is not None else None) == severity
+
+
+@pytest.mark.parametrize("way", ["residual", "highway"])
+def test_a_stack_of_layers_in_a_loop_is_no_recurrence(way):
+    report = doctor.audit(Deep(way), (torch.randn(64, 1, 8), torch.randint(0, 4, (64,))), loss=F.cross_entropy)
+    assert not any(o.time_gradients for o in report.recording.operations)

@@ -31,7 +31,7 @@ class BatchMixing(Rule):
     summary = "a reshape mixes samples of the batch"
     threshold = Threshold(2.0, None, "1: axes reordered by a view; 2: the batch axis among them, inside a model", "exact from the shapes", info=1.0)
     order = 140
-    explains = ("GD707", "GD702", "GD102", "GD301", "GD303")
+    explains = ("GD707", "GD702", "GD102", "GD201", "GD301", "GD303")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         sizes = {loss.target_shape[0]: loss for loss in recording.losses if loss.target_shape and loss.input_shape[:1] == loss.target_shape[:1]}

@@ -28,6 +28,8 @@ class InitScale(Rule):
     When it is harmless: embeddings N(0, 1) in front of a LayerNorm, Fourier features, heads started near 0 on purpose, 0.02 in transformers. Where no
     more than half of the hidden layers are far too small (the classifier of a VGG), what such a head adds to the shrinkage is not counted.
 
+    A run that learns is warned where the first loss is a multiple of a guess's.
+
     Sources: Géron, ch. 11; measured in this project (3 x 500 N(0,1): first loss 4.4e4).
     """
 
@@ -96,6 +98,7 @@ class InitScale(Rule):
             return (f"weights of queries and keys drawn as {e['scheme']} have a variance {factor:.3g} times larger than {e['right']} gives: each row of the "
                     f"attention chooses one key from the first step on, so that they hardly learn")
         seen = [f"{name} {e[key]:.2g}" for name, key in (("signal", "signal_ratio"), ("gradient", "gradient_ratio")) if e[key] is not None]
+        seen += [f"{e['saturated_fraction']:.0%} of the values saturated"] if e["saturated_fraction"] > 0.5 else []
         return (f"weights drawn as {e['scheme']} have a variance {factor:.3g} times {word} than {e['right']} gives for {e['activation']} "
                 f"(end to end over {e['layers']} layers: {', '.join(seen)})")
 

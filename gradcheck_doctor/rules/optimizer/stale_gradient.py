@@ -45,7 +45,7 @@ class StaleGradient(Rule):
             yield Measurement(value=share, location=place, evidence={"share": share, "steps": steps, "several": several})
 
     def message(self, m: Measurement) -> str:
-        return f"on {m.value:.0%} of {m.evidence['steps']} observed steps the gradients of the step before were still there: zero_grad() is missing"
+        return f"on {m.value:.0%} of {m.evidence['steps']} observed steps the gradients of the step before were still there: no zero_grad() between them"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         what = "zero_grad() of each optimizer" if m.evidence["several"] else "optimizer.zero_grad()"
