@@ -27,8 +27,7 @@ class InitScale(Rule):
 
     When it is harmless: embeddings N(0, 1) in front of a LayerNorm, Fourier features, heads started near 0 on purpose, 0.02 in transformers. Where no
     more than half of the hidden layers are far too small (the classifier of a VGG), what such a head adds to the shrinkage is not counted.
-
-    A run that learns is warned where the first loss is a multiple of a guess's.
+    In a run that learns it is info, unless the first loss is a multiple of a guess's.
 
     Sources: Géron, ch. 11; measured in this project (3 x 500 N(0,1): first loss 4.4e4).
     """

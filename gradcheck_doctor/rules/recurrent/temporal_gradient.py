@@ -20,7 +20,8 @@ class TemporalGradient(Rule):
 
     What it measures: powers of ten between the rms of the gradient at the first and at the last time step, at the start of training; both halves of
     the sequence have to contribute one power or more in the same direction. At the cell's own output in a hand-written recurrence (and with nn.RNNCell
-    and its kin), at the state itself where a loop updates it without a weight matrix, h = a * h + b; in a fused nn.RNN, nn.LSTM or nn.GRU at its input, where that carries a gradient (behind an embedding or a layer).
+    and its kin); at the state itself where a loop updates it without a weight matrix, h = a * h + b; in a fused nn.RNN, nn.LSTM or nn.GRU at its input,
+    where that carries a gradient (behind an embedding or a layer).
 
     Why it matters: dL/dh_1 is dL/dh_T times one Jacobian a step. A factor of 0.5 leaves 1e-3 of it after ten steps, and what happened then can't be
     learned; a factor of 2 makes the step of the weights that of one early input.
