@@ -235,6 +235,18 @@ def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossR
     return tuple(found)
 
 
+def differences(observer: Observer, kept: tuple[Operation, ...]) -> list[dict[str, Any]]:
+    """Differences of a prediction and targets that no known loss is made of: their number, and which targets the prediction's activation can't reach."""
+    by_site, prefixes = _by_site(o for o in kept if o.op == "sub"), observer.roots.prefixes()
+    found = []
+    for index, record in observer.losses.items():
+        node = observer.graph.nodes[index]
+        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal)) if node.op == "sub" else None
+        if number is not None and record.target_outside:
+            found.append({"operation": number, "outside": record.target_outside, "min": record.target_min, "max": record.target_max})
+    return found
+
+
 def _by_site(operations: Iterable[Operation]) -> dict[tuple[Any, ...], int]:
     return {(o.op, o.called, o.module, o.ordinal): o.index for o in operations}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from gradcheck_doctor.observe.build import blind_spots, input_records, loss_records, module_records, operations
+from gradcheck_doctor.observe.build import blind_spots, differences, input_records, loss_records, module_records, operations
 from gradcheck_doctor.observe.build import kept as indices
 from gradcheck_doctor.observe.hidden import rows as hidden
 from gradcheck_doctor.observe.own_init import drawn, located
@@ -60,6 +60,7 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
         probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules, monitor.step > 0 and not monitor.compiled()),
         notes={**monitor.facts.notes(observer, modules, sources(files)), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
+               "differences": differences(observer, kept),
                "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
 

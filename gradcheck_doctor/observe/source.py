@@ -114,8 +114,14 @@ class Source:
     def own_updates(self) -> tuple[Span, ...]:
         """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`;
         or by one that torch.autograd.grad gave a name to."""
-        given = given_names(self.nodes)
-        return tuple(self.place(n) for n in self.nodes if _updates(n, given))  # type: ignore[arg-type]
+        found, inside = [], set[ast.AST]()
+        homes = [n for n in self.nodes if isinstance(n, ast.FunctionDef)]
+        for home in [list(ast.walk(f)) for f in homes]:
+            if home[0] not in inside:
+                inside.update(home)
+                found.append(home)
+        rows = [(n, given) for home in (*found, [n for n in self.nodes if n not in inside]) for given in (given_names(home),) for n in home]
+        return tuple(sorted((self.place(n) for n, given in rows if _updates(n, given)), key=lambda span: span.line))  # type: ignore[arg-type]
 
     @functools.cached_property
     def switches(self) -> tuple[tuple[int, int, Span], ...]:

@@ -80,7 +80,7 @@ def progress(recording: Recording, until: int | None = None, *, early: bool = Fa
     """Share of the first loss (or of a constant guess's, if that is less) that is gone at the end of the phase, or before step `until`.
 
     None with fewer than ten losses seen (five before `until`); negative: it rose. A start that is twice what follows in the first twentieth is
-    left out where no constant guess is known: it may have been the fault itself.
+    left out where no constant guess is known: it may have been the fault itself. Where the first steps raise the loss, the first loss of all counts.
 
     Args:
         early: what fell in the first twentieth does not count; a bias that finds the frequency of a rare class does that much.
@@ -91,6 +91,8 @@ def progress(recording: Recording, until: int | None = None, *, early: bool = Fa
         return None
     size = max(3, len(values) // 20)
     first, soon, last = median(values[:3]), median(values[:size]), median(values[-size:])
+    if min(first, soon) > ABNORMAL * values[0] > 0:
+        first = soon = values[0]                                    # the first steps raised it: what they raised is no progress when it is gone
     guess = constant_guess(recording)
     if early or guess is None and first > ABNORMAL * soon > 0:
         first = min(first, soon)

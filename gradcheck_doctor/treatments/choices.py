@@ -159,7 +159,7 @@ def _origins(tree: Tree, node: ast.expr, depth: int) -> Iterator[ast.expr]:
     elif isinstance(node, ast.Name):
         yield from _name(tree, node, depth)
     elif isinstance(node, ast.Attribute):
-        found = list(_attribute(tree, node))
+        found = list(field(tree, node.attr))
         yield from [o for f in found for o in _origins(tree, f, depth - 1)] if found else [node]
     elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         found = list(_entries(tree, node))
@@ -209,22 +209,22 @@ def given_for(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.
         yield defaults[name]
 
 
-def _attribute(tree: Tree, node: ast.Attribute) -> Iterator[ast.expr]:
-    """self.act, args.act and cfg.act: assignments, the argparse default, the field of a dataclass and what calls give for it."""
+def field(tree: Tree, name: str) -> Iterator[ast.expr]:
+    """What self.act, args.act or cfg.act is, by the attribute's name: assignments, the argparse default, the field of a dataclass and what calls give for it."""
     for other in ast.walk(tree.root):
-        if isinstance(other, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == node.attr for t in other.targets):
+        if isinstance(other, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == name for t in other.targets):
             yield other.value
-        elif isinstance(other, ast.AnnAssign) and isinstance(other.target, ast.Name) and other.target.id == node.attr and other.value is not None:
+        elif isinstance(other, ast.AnnAssign) and isinstance(other.target, ast.Name) and other.target.id == name and other.value is not None:
             if isinstance(tree.parents[other], ast.ClassDef):
                 yield other.value
                 yield from (k.value for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func) == tree.parents[other].name  # type: ignore[attr-defined]
-                            for k in n.keywords if k.arg == node.attr)
+                            for k in n.keywords if k.arg == name)
         elif isinstance(other, ast.Call) and tree.source(other.func).endswith("add_argument"):
             names = [str(a.value).lstrip("-").replace("-", "_") for a in other.args if isinstance(a, ast.Constant)]
-            if node.attr in names:
+            if name in names:
                 yield from (k.value for k in other.keywords if k.arg == "default")
         elif isinstance(other, ast.Call) and tree.source(other.func).rpartition(".")[2] in ("SimpleNamespace", "Namespace"):
-            yield from (k.value for k in other.keywords if k.arg == node.attr)
+            yield from (k.value for k in other.keywords if k.arg == name)
 
 
 def _entries(tree: Tree, node: ast.Subscript) -> Iterator[ast.expr]:

@@ -58,6 +58,8 @@ def _names(renamed: Mapping[str, str]) -> str:
 
 ELSEWHERE = {
     "replace-loss": "the loss is no part of the model; change it where it is called",
+    "score-loss": "the loss is no part of the model; change it where it is called, and let the model give the raw scores",
+    "loss-option": "the loss is no part of the model; build it with the option where it is made",
     "minimise-loss": "the sign is no part of the model; take it off where the loss is made",
     "divide-loss": "backward is called in the training loop; divide the loss there",
     "train-mode": "it belongs into the training loop, in front of each epoch",

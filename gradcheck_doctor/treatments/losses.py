@@ -107,6 +107,19 @@ def _class_numbers(tree: Tree, prescription: Prescription) -> list[Edit]:
     return [tree.replace(target, tree.source(current))]
 
 
+def loss_option(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """An option of the loss, True or False, where the loss is built or called as a function."""
+    tree, name, value = context.tree_of(prescription.span), str(prescription.arguments["name"]), str(bool(prescription.arguments["value"]))
+    edits = []
+    for node in ast.walk(tree.root):
+        if isinstance(node, ast.Call) and tree.source(node.func).rpartition(".")[2] in prescription.arguments["losses"]:
+            given = next((k.value for k in node.keywords if k.arg == name), None)
+            edits.append(tree.keyword(node, f"{name}={value}") if given is None else tree.replace(given, value))
+    if not edits:
+        raise TreatmentRefused(f"the loss is not named in this file; set {name}={value} where it is made")
+    return edits
+
+
 def mean_reduction(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """reduction="mean" in place of "sum"."""
     tree = context.tree_of(prescription.span)
@@ -120,10 +133,11 @@ def mean_reduction(context: Context, finding: Finding, prescription: Prescriptio
 def match_shapes(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
     """The target takes the prediction's shape: target.view_as(prediction), or without a name for that an axis of length 1 more or less."""
     tree = context.tree_of(prescription.span)
-    call = tree.call(prescription.span)
-    if len(call.args) < 2:
+    node = tree.expression(prescription.span)
+    pair = [node.left, node.right] if isinstance(node, ast.BinOp) else node.args[:2] if isinstance(node, ast.Call) else []
+    if len(pair) < 2:
         raise TreatmentRefused("prediction and target are not written side by side here; give the target the prediction's shape where they are")
-    prediction, target = call.args[0], call.args[1]
+    prediction, target = pair
     shaped = f"view_as({tree.source(prediction)})" if isinstance(prediction, ast.Name) else f"{prescription.arguments.get('target', 'squeeze')}(-1)"
     return [tree.replace(target, f"{tree.operand(target)}.{shaped}")]
 
@@ -184,5 +198,5 @@ def divide_loss(context: Context, finding: Finding, prescription: Prescription) 
     return [tree.replace(loss, f"({divided})" if bare else divided)]
 
 
-PLANNERS = {"divide-loss": divide_loss, "minimise-loss": minimise_loss, "negate-loss": negate_loss, "replace-loss": replace_loss, "mean-reduction": mean_reduction,
-            "match-shapes": match_shapes, "scale-output": scale_output}
+PLANNERS = {"loss-option": loss_option, "divide-loss": divide_loss, "minimise-loss": minimise_loss, "negate-loss": negate_loss, "replace-loss": replace_loss,
+            "mean-reduction": mean_reduction, "match-shapes": match_shapes, "scale-output": scale_output}

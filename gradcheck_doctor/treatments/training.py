@@ -8,7 +8,7 @@ from gradcheck_doctor.records.by_gradient import given_names, of_gradient
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, entry, method, methods, owner
-from gradcheck_doctor.treatments.choices import origins
+from gradcheck_doctor.treatments.choices import field, origins
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.modes import model_name
 from gradcheck_doctor.treatments.numbers import constant, number, seen
@@ -48,7 +48,7 @@ def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int |
         tables = origins(tree, spread)
         if len(tables) == 1 and (found := entry(tables[0], names)) is not None:
             return found
-        passed = [k.value for call in _spread_from(tree, spread) for k in call.keywords if k.arg in names]
+        passed = [k.value for call in _spread_from(tree, spread) for k in call.keywords if k.arg in names] or _fields(tree, spread, names)
         if len(passed) == 1:
             return passed[0]
         raise TreatmentRefused(f"{names[0]} comes with {tree.source(spread)!r}; set it there")
@@ -56,6 +56,13 @@ def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int |
     if len(made) == 1 and isinstance(made[0], ast.Call) and tree.source(made[0].func).rpartition(".")[2] == "partial":
         return given_in(tree, made[0], names)
     return None
+
+
+def _fields(tree: Tree, spread: ast.expr, names: tuple[str, ...]) -> list[ast.expr]:
+    """Where the attributes get their values of which `vars(cfg)`, `asdict(cfg)` or `cfg.__dict__` makes keywords."""
+    if isinstance(spread, ast.Call) and len(spread.args) == 1 and tree.source(spread.func).rpartition(".")[2] in ("vars", "asdict"):
+        return [value for name in names for value in field(tree, name)]
+    return [value for name in names for value in field(tree, name)] if isinstance(spread, ast.Attribute) and spread.attr == "__dict__" else []
 
 
 def _spread_from(tree: Tree, spread: ast.expr) -> list[ast.Call]:
@@ -74,12 +81,17 @@ def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | N
         return None
     tree = context.tree_of(span)
     found = tree.find(span, ast.stmt)
-    return (tree, found) if found is not None and of_gradient(found, given_names(ast.walk(tree.root))) else None
+    return (tree, found) if found is not None and of_gradient(found, _given(tree, found)) else None
+
+
+def _given(tree: Tree, node: ast.AST) -> frozenset[str]:
+    """Names of gradients where `node` stands."""
+    return given_names(ast.walk(tree.function(node) or tree.root))
 
 
 def _own_rate(tree: Tree, update: ast.stmt) -> ast.expr:
     """LR of `p -= LR * p.grad` and of `p.add_(p.grad, alpha=-LR)`."""
-    given = given_names(ast.walk(tree.root))
+    given = _given(tree, update)
     for node in ast.walk(update):
         if isinstance(node, ast.Call) and (alpha := argument(node, "alpha")) is not None:
             return alpha.operand if isinstance(alpha, ast.UnaryOp) else alpha

@@ -9,6 +9,7 @@ from gradcheck_doctor.observe.watch import Monitor
 from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord, ParameterRecord, ParameterStep, Recording, StepRecord
 from gradcheck_doctor.rules.flow import runs
 from gradcheck_doctor.rules.optimizer.learning_rate import LearningRateTooHigh
+from gradcheck_doctor.rules.progress import progress
 
 
 class Reverse(torch.autograd.Function):
@@ -85,3 +86,11 @@ def test_the_first_updates_are_not_told_as_those_of_the_run(early, said):
                           parameter_steps={"w": tuple(ParameterStep(i, 1.0, update_ratio=r) for i, r in enumerate(ratios))})
     found, = LearningRateTooHigh().check(recording)
     assert said in found.message
+
+
+@pytest.mark.parametrize(("start", "end", "expected"), [((3.0, 20.0, 300.0), 3.0, 0.0), ((3.0, 20.0, 300.0), 1.0, 2 / 3), ((3.0, 3.2, 2.9), 1.5, 0.5)])
+def test_what_the_first_steps_raised_is_no_progress(start, end, expected):
+    """A first step that throws the loss up by a factor of a hundred."""
+    losses = [*start, *[start[-1]] * 7, *[end] * 90]
+    recording = Recording("run", curve=tuple(enumerate(losses)), total_steps=100)
+    assert progress(recording) == pytest.approx(expected, abs=0.02)

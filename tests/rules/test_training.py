@@ -168,6 +168,41 @@ def test_the_cure_of_a_squared_error_on_labels_takes_the_raw_scores(squash, op):
     assert (cure.treatment, cure.arguments.get("activation")) == (("score-loss", op) if op else ("replace-loss", None))
 
 
+@pytest.mark.parametrize(("ending", "options", "found"), [
+    (nn.Softplus(), {}, True), (nn.Identity(), {}, False), (nn.Softplus(), {"log_input": False}, False), (nn.Identity(), {"log_input": False}, True)])
+def test_a_poisson_likelihood_takes_the_logarithm_of_the_rate_or_the_rate(ending, options, found):
+    data = torch.randn(256, 8), torch.randint(0, 9, (256, 1)).float()
+    report = run(model=nn.Sequential(nn.Linear(8, 1), ending), data=data, lr=1e-4, steps=10, loss_function=lambda o, y: F.poisson_nll_loss(o, y, **options))
+    assert report.has("loss-input-mismatch") is found
+
+
+@pytest.mark.parametrize(("ending", "scale", "found"), [(nn.Sigmoid(), 3.0, True), (nn.Identity(), 3.0, False), (nn.Sigmoid(), 0.0, False)])
+def test_targets_out_of_reach_of_a_loss_of_ones_own(ending, scale, found):
+    def pinball(output, y):
+        difference = y.unsqueeze(1) - output
+        return torch.maximum(0.9 * difference, -0.1 * difference).mean()
+    data = torch.randn(256, 8), 0.5 + scale * torch.randn(256)
+    report = run(model=nn.Sequential(nn.Linear(8, 3), ending), data=data, lr=1e-3, steps=30, loss_function=pinball)
+    assert report.has("output-activation-mismatch") is found
+
+
+class Drawn(nn.Module):
+    """A network that makes the weights of another, added to some in a list that is never called."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.maker, self.base, self.cut = nn.Linear(8, 24), nn.ParameterList([torch.randn(8, 3)]), cut
+
+    def forward(self, x):
+        made = self.maker(x.mean(0))
+        return x @ (self.base[0] + (made.data if self.cut else made).view(8, 3))
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_all_that_was_called_gets_no_gradient_beside_a_list_of_parameters(cut):
+    assert run(model=Drawn(cut), lr=1e-3).has("no-gradient") is cut
+
+
 class Pooled(nn.Module):
     """Attention pooling over the positions of a batch of sequences."""
 

@@ -185,6 +185,12 @@ def test_the_logarithm_of_a_softmax(tmp_path, made, after):
     ("class Trainer:\n    def __init__(self, net, **kw):\n        self.opt = torch.optim.Adam(net.parameters(), **kw)\nTrainer(net, weight_decay=0.5)\n",
      "torch.optim.Adam(net.parameters(), **kw)"),
     ("make = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)\nopt = make(net.parameters())\n", "make(net.parameters())"),
+    ("@dataclass\nclass Opt:\n    lr: float = 0.1\n    weight_decay: float = 0.5\nopt = torch.optim.SGD(net.parameters(), **vars(Opt()))\n",
+     "torch.optim.SGD(net.parameters(), **vars(Opt()))"),
+    ("@dataclass\nclass Opt:\n    weight_decay: float = 0.5\ncfg = Opt()\nopt = torch.optim.SGD(net.parameters(), **dataclasses.asdict(cfg))\n",
+     "torch.optim.SGD(net.parameters(), **dataclasses.asdict(cfg))"),
+    ("cfg = SimpleNamespace(weight_decay=0.5)\nopt = torch.optim.SGD(net.parameters(), **cfg.__dict__)\n",
+     "torch.optim.SGD(net.parameters(), **cfg.__dict__)"),
     ("def fit(net, make):\n    return make(net.parameters())\nfit(net, partial(torch.optim.SGD, lr=0.1, weight_decay=0.5))\n", "make(net.parameters())")])
 def test_settings_that_are_passed_on_are_changed_where_they_are_given(tmp_path, text, where):
     assert edit(tmp_path, HEAD + text, "weight-decay", where=where, weight_decay=0.05) == HEAD + text.replace("0.5", "0.05")
@@ -685,3 +691,19 @@ def test_the_loss_of_each_batch_is_divided(tmp_path, before, after):
 def test_the_rate_of_a_loop_by_autograd_grad_is_edited_where_it_stands(tmp_path, asked):
     text = HEAD + asked + "    p.data -= 20.0 * g\n"
     assert edit(tmp_path, text, "learning-rate", where="p.data -= 20.0 * g", lr=2.0, old=20.0) == text.replace("20.0", "2")
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("criterion = nn.PoissonNLLLoss()", "criterion = nn.PoissonNLLLoss(log_input=False)"),
+    ("loss = F.poisson_nll_loss(rate, y, full=True)", "loss = F.poisson_nll_loss(rate, y, full=True, log_input=False)"),
+    ("loss = F.poisson_nll_loss(rate, y, log_input=True)", "loss = F.poisson_nll_loss(rate, y, log_input=False)")])
+def test_an_option_of_the_loss(tmp_path, before, after):
+    losses = ("PoissonNLLLoss", "poisson_nll_loss")
+    assert edit(tmp_path, HEAD + before + "\n", "loss-option", where=before.partition(" = ")[2], name="log_input", value=False, losses=losses) == HEAD + after + "\n"
+    with pytest.raises(TreatmentRefused, match="set log_input=False where it is made"):
+        edit(tmp_path, HEAD + "loss = criterion(rate, y)\n", "loss-option", where="criterion(rate, y)", name="log_input", value=False, losses=losses)
+
+
+def test_the_shape_of_targets_in_a_difference(tmp_path):
+    text = HEAD + "mse = lambda pred, y: ((pred - y) ** 2).mean()\n"
+    assert edit(tmp_path, text, "match-shapes", where="pred - y") == text.replace("pred - y", "pred - y.view_as(pred)")

@@ -68,7 +68,8 @@ class NoGradient(Rule):
             yield nothing
             return
         weights = _weights(recording)
-        ran = [w for w in weights if (m := recording.module.get(w.module)) is not None and m.calls > 0 or "<tensor" in w.name]
+        used = {name for operation in recording.operations for name in operation.parameters}         # those of a ParameterList, which is never called
+        ran = [w for w in weights if (m := recording.module.get(w.module)) is not None and m.calls > 0 or any(p.name in used for p in w.parts)]
         silent = [w for w in ran if _silent(recording, w)]
         groups: dict[Barrier | None, list[Weight]] = {}
         gates = _gates(recording)

@@ -9,6 +9,8 @@ from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, loss_input
 from gradcheck_doctor.rules.losses import PROBABILITIES
 
+POSITIVE = ("softplus", "exp", "relu", "square")
+
 
 class LossInputMismatch(Rule):
     """The loss expects something else than the network gives: probabilities where it wants scores, or scores where it wants probabilities.
@@ -35,7 +37,7 @@ class LossInputMismatch(Rule):
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
         for loss in recording.losses:
             last = loss_input(recording, loss)
-            found = _mismatch(loss, last)
+            found = _mismatch(loss, last) or _of_rates(recording, loss, last)
             if last is None or found is None:
                 continue
             value, what, cure = found
@@ -60,11 +62,26 @@ class LossInputMismatch(Rule):
         if e["cure"] == "softmax-axis":
             return (Prescription("softmax-axis", f"Take the {e['activation']} over the classes, axis 1", kind="loss", modules=(m.module,), span=m.location,
                                  arguments={"dim": 1, "old": e["axis"]}),)
+        if e["cure"].startswith("log_input"):
+            return (Prescription("loss-option", f"Build the loss with {e['cure']}", kind="loss", span=m.location,
+                                 arguments={"name": "log_input", "value": e["cure"].endswith("True"), "losses": ("PoissonNLLLoss", "poisson_nll_loss")}),)
         if e["cure"] == "log-softmax":
             return (Prescription("log-softmax", f"Give {m.op} the log_softmax", kind="loss", modules=(m.module,), span=m.location),)
         if e["cure"]:
             return (Prescription("replace-loss", f"Use {e['cure']} on the raw scores", kind="loss", span=m.location, arguments={"to": e["cure"]}),)
         return ()
+
+
+def _of_rates(recording: Recording, loss: LossRecord, last: Operation | None) -> tuple[float, str, str] | None:
+    """As `_mismatch`, of a Poisson likelihood: the logarithm of a rate, or the rate?"""
+    if loss.op != "poisson_nll_loss" or last is None:
+        return None
+    logarithm = recording.operations[loss.operation].attributes.get("log_input", True) is not False
+    if logarithm and last.op in POSITIVE:
+        return 2.0, f"poisson_nll_loss takes the logarithm of the rate (log_input=True) but gets what {last.op} keeps above 0: no rate can fall below 1", "log_input=False"
+    if not logarithm and last.op not in POSITIVE and loss.input_min is not None and loss.input_min < 0:
+        return 2.0, f"poisson_nll_loss takes the rate (log_input=False) but gets values down to {loss.input_min:.3g}: no rate is negative", "log_input=True"
+    return None
 
 
 def _mismatch(loss: LossRecord, last: Operation | None) -> tuple[float, str, str] | None:

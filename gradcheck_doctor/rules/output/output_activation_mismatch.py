@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import LossRecord, Recording
+from gradcheck_doctor.records.ways import LAYERS, behind
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location, loss_input
 from gradcheck_doctor.rules.losses import REGRESSION
+from gradcheck_doctor.rules.progress import mild
 
 
 class OutputActivationMismatch(Rule):
@@ -42,6 +44,19 @@ class OutputActivationMismatch(Rule):
             yield Measurement(value=value, module=last.module, op=last.op, location=location(recording, last), operations=(last.index, loss.operation),
                               evidence={"share": value, "what": what, "activation": last.op, "target_min": loss.target_min, "target_max": loss.target_max,
                                         "loss": loss.op})
+
+        if all(loss.op == "scalar" for loss in recording.losses):
+            yield from self._by_hand(recording)
+
+    def _by_hand(self, recording: Recording) -> Iterator[Measurement]:
+        """A loss of the user's making on the difference of prediction and targets, with no layer behind that."""
+        for row in recording.notes.get("differences", ()):
+            last = loss_input(recording, LossRecord(operation=row["operation"], op="sub"))
+            if last is not None and last.category == "activation" and not any(o.category in LAYERS for o in behind(recording, [row["operation"]])):
+                yield Measurement(value=row["outside"], module=last.module, op=last.op, location=location(recording, last),
+                                  operations=(last.index, row["operation"]), cap=mild(recording),
+                                  evidence={"share": row["outside"], "what": "of the targets", "activation": last.op, "target_min": row["min"],
+                                            "target_max": row["max"], "loss": "difference"})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
