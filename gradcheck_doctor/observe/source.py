@@ -49,16 +49,21 @@ class Source:
         return tuple(ast.walk(self.tree))
 
     @functools.cached_property
-    def scopes(self) -> tuple[list[ast.Assign | ast.Call], ...]:
-        """The assignments and calls of each function, what it defines included, then those outside of functions, in the order of the source."""
+    def homes(self) -> tuple[list[ast.AST], ...]:
+        """The nodes of each function, what it defines included, then those outside of functions."""
         inside: set[ast.AST] = set()
         found = []
         for function in self.nodes:
             if isinstance(function, ast.FunctionDef) and function not in inside:
                 nodes = list(ast.walk(function))
                 inside.update(nodes)
-                found.append(_ordered(nodes))
-        return (*found, _ordered(n for n in self.nodes if n not in inside))
+                found.append(nodes)
+        return (*found, [n for n in self.nodes if n not in inside])
+
+    @functools.cached_property
+    def scopes(self) -> tuple[list[ast.Assign | ast.Call], ...]:
+        """The assignments and calls of each of these, in the order of the source."""
+        return tuple(map(_ordered, self.homes))
 
     @functools.cached_property
     def clips(self) -> bool:
@@ -114,14 +119,8 @@ class Source:
     def own_updates(self) -> tuple[Span, ...]:
         """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`;
         or by one that torch.autograd.grad gave a name to."""
-        found, inside = [], set[ast.AST]()
-        homes = [n for n in self.nodes if isinstance(n, ast.FunctionDef)]
-        for home in [list(ast.walk(f)) for f in homes]:
-            if home[0] not in inside:
-                inside.update(home)
-                found.append(home)
-        rows = [(n, given) for home in (*found, [n for n in self.nodes if n not in inside]) for given in (given_names(home),) for n in home]
-        return tuple(sorted((self.place(n) for n, given in rows if _updates(n, given)), key=lambda span: span.line))  # type: ignore[arg-type]
+        given = [(home, given_names(home)) for home in self.homes]
+        return tuple(sorted((self.place(n) for home, names in given for n in home if _updates(n, names)), key=lambda span: span.line))  # type: ignore[arg-type]
 
     @functools.cached_property
     def switches(self) -> tuple[tuple[int, int, Span], ...]:

@@ -20,3 +20,10 @@ def test_lines_found(tmp_path, text, lines):
     assert tuple(span and span.line for span in found) == lines
     if "é" in text:
         assert (found[1].column, found[1].end_column) == (8, 38)
+
+
+def test_a_name_that_means_a_gradient_in_one_function_does_not_in_another(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text("def cell(c, f, i, g):\n    c = f * c + i * g\n    return c\n\n\n"
+                    "def fit(w, loss):\n    for p, g in zip(w, torch.autograd.grad(loss, w)):\n        p -= 0.1 * g\n")
+    assert [span.line for span in source(str(path)).own_updates] == [8]
