@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 PLACES = (Tensor, torch.autograd)              # where a function `backward` is kept
-ORDER = ("grad_outputs", "retain_graph", "create_graph")       # what may follow outputs and inputs of torch.autograd.grad without a name
 
 
 def loss_of(tensors: Any) -> Tensor | None:
@@ -23,12 +22,14 @@ def loss_of(tensors: Any) -> Tensor | None:
     return torch.stack(single).sum() if single and len(single) == len(given) else None
 
 
-def asked_for(outputs: Any, inputs: Any, given: Any, *, retain_graph: bool | None = None, create_graph: bool = False, **_: Any) -> dict[int, Tensor]:
+def asked_for(inputs: Any, given: Any, grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False, *,
+              is_grads_batched: bool = False, **_: Any) -> dict[int, Tensor]:
     """The gradients that a call of `torch.autograd.grad` gave, by id of the leaf they are of; {} where the graph lives on, for another backward."""
-    if create_graph or retain_graph or loss_of(outputs) is None:
+    if create_graph or retain_graph or is_grads_batched:
         return {}
     leaves = [inputs] if isinstance(inputs, Tensor) else inputs
-    return {id(leaf): gradient for leaf, gradient in zip(leaves, given, strict=False) if gradient is not None and leaf.is_leaf}
+    return {id(leaf): gradient for leaf, gradient in zip(leaves, given, strict=False)
+            if isinstance(leaf, Tensor) and isinstance(gradient, Tensor) and leaf.is_leaf}
 
 
 class BackwardCalls:
@@ -60,16 +61,18 @@ class BackwardCalls:
         def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self._inside or not self._originals:
                 return original(outputs, inputs, *args, **kwargs)
+            if isinstance(inputs, Iterator):                            # model.parameters(), which can be read once
+                inputs = tuple(inputs)
             self._inside = True
             try:
                 result = original(outputs, inputs, *args, **kwargs)
             finally:
                 self._inside = False
-            with torch._C.DisableTorchFunction():
-                given = asked_for(outputs, inputs, result, **dict(zip(ORDER, args, strict=False)), **kwargs)
-                loss = loss_of(outputs)
-            if given and loss is not None:
-                self.after_grad(loss, given)
+            if given := asked_for(inputs, result, *args, **kwargs):
+                with torch._C.DisableTorchFunction():
+                    loss = loss_of(outputs)
+                if loss is not None:
+                    self.after_grad(loss, given)
             return result
 
         return grad

@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from gradcheck_doctor.observe.collector import Cell
 from gradcheck_doctor.observe.graph import Node
 
 if TYPE_CHECKING:
     from gradcheck_doctor.observe.observer import Observer
+
+
+def batched(gradient: Tensor) -> bool:
+    """It is many gradients at once, as of torch.autograd.grad(..., is_grads_batched=True): nothing is read of these."""
+    return bool(is_legacy_batchedtensor(gradient) or is_batchedtensor(gradient))
 
 
 class GradientHook(Cell):
@@ -48,7 +54,8 @@ class GradientHook(Cell):
             return
         started = observer.clock()
         try:
-            if row is None or gradient.requires_grad or not self.taken(gradient, row, observer.collector if observer.exact else None):
+            new = row is None or gradient.requires_grad or not self.taken(gradient, row, observer.collector if observer.exact else None)
+            if new and not batched(gradient):
                 observer.take(self, gradient.detach() if gradient.requires_grad else gradient)
         except Exception as error:
             observer.fail(error)

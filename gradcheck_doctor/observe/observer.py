@@ -316,7 +316,7 @@ class Observer(TorchFunctionMode):
     def _ask(self, args: Any, kwargs: Any) -> None:
         """torch.autograd.grad was called: for what a step needs, or for something that is part of a loss, or for the gradient of an input?"""
         outputs, inputs = (*args, None, None)[:2]
-        if (not kwargs.get("create_graph") and outputs is not None and len(outputs) == 1 and outputs[0].numel() == 1
+        if (not kwargs.get("create_graph") and outputs is not None and len(outputs) == 1 and isinstance(outputs[0], Tensor) and outputs[0].numel() == 1
                 and inputs is not None and all(isinstance(t, torch.nn.Parameter) or self.roots.parameter(t) is not None for t in inputs)):
             first, self.asked = self.asked is None, outputs[0].detach()
             if first and (maker := self.graph.maker(outputs[0])) is not None:

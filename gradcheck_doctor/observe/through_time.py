@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcheck_doctor.observe.gradient_hook import batched
 from gradcheck_doctor.observe.graph import Node
 
 KEPT = 3               # passes of a fused layer whose gradients are kept
@@ -30,7 +31,7 @@ def watch_input(node: Node, value: Any, failed: Callable[[BaseException], None])
 
     def take(gradients: Sequence[Tensor | None]) -> None:
         gradient = gradients[place] if place < len(gradients) else None
-        if gradient is None or gradient.dim() != 3 or hasattr(gradient, "to_local"):
+        if gradient is None or gradient.dim() != 3 or hasattr(gradient, "to_local") or batched(gradient):
             return
         try:
             with torch.no_grad():

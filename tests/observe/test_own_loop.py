@@ -47,11 +47,10 @@ def by_data(net):
 
 
 def asked(net, i):
-    """A step with gradients of torch.autograd.grad."""
-    parameters = list(net.parameters())
+    """A step with gradients of torch.autograd.grad, the parameters as a generator."""
     loss = F.cross_entropy(net(X[i]), Y[i])
     with torch.no_grad():
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        for p, g in zip(net.parameters(), torch.autograd.grad(outputs=loss, inputs=net.parameters()), strict=True):
             p -= 0.3 * g
     return loss.item()
 
@@ -330,6 +329,30 @@ def test_an_inner_loop_of_autograd_grad_in_front_of_an_optimizer_is_no_step():
     recording = seen.report().recording
     assert loss.isfinite() and seen.monitor.observer.failure is None
     assert [loss for _, loss in recording.curve] == losses and [o.own for o in recording.optimizers] == [False]
+
+
+def test_every_way_to_call_autograd_grad_works_as_without_us():
+    net = mlp()
+    x = X[:4].clone().requires_grad_()
+
+    def ways():
+        y = net(x)
+        edge = torch.autograd.graph.get_gradient_edge(y)
+        yield torch.autograd.grad(y.sum(), [x, net[0].weight], None, True)
+        yield torch.autograd.grad(y.sum(), (p for p in net.parameters()), retain_graph=True)
+        yield torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+        yield torch.autograd.grad(y, [x], torch.eye(8).reshape(8, 4, 2), retain_graph=True, is_grads_batched=True)
+        yield torch.autograd.grad(y.sum(), [x, torch.ones(1, requires_grad=True)], allow_unused=True, create_graph=True)
+        yield torch.autograd.grad([y.sum(), y.square().sum()], x, retain_graph=True)
+        yield torch.autograd.grad((edge,), x, torch.ones_like(y))
+        yield (torch.func.grad(lambda t: net(t).sum())(X[:4]), torch.func.vmap(torch.func.grad(lambda t: net(t).sum()))(X[:4]))
+
+    expected = list(ways())
+    with doctor.watch(net) as seen:
+        found = list(ways())
+    for a, b in zip(expected, found, strict=True):
+        assert all(torch.equal(g, h) if g is not None else h is None for g, h in zip(a, b, strict=True))
+    assert seen.monitor.observer.failure is None
 
 
 def test_a_graph_that_lives_on_is_no_step_and_neither_are_gradients_of_inputs():
