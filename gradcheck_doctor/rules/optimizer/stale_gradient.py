@@ -48,7 +48,8 @@ class StaleGradient(Rule):
         return f"on {m.value:.0%} of {m.evidence['steps']} observed steps the gradients of the step before were still there: no zero_grad() between them"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
-        what = "zero_grad() of each optimizer" if m.evidence["several"] else "optimizer.zero_grad()"
+        own = bool(recording.optimizers) and all(o.own for o in recording.optimizers)
+        what = "zero_grad() of each optimizer" if m.evidence["several"] else "the model's zero_grad()" if own else "optimizer.zero_grad()"
         return (Prescription("zero-grad", f"Call {what} before backward", kind="optimizer", span=m.location,
                              arguments={"several": True} if m.evidence["several"] else {}),)
 
