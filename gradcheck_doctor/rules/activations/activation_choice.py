@@ -10,7 +10,6 @@ from gradcheck_doctor.rules.progress import mild
 
 LEAST = {"sigmoid": 2, "hardsigmoid": 2, "tanh": 8, "hardtanh": 8, "softsign": 8}
 DEEP = 12              # layers, from which ReLU's signal varies from draw to draw (Hanin 2018): self-normalisation, or normalisation, holds it
-GONE = 1e-3            # below that nothing arrives at the first layer of convolutions either, whatever their strides do to the figures
 
 
 class ActivationChoice(Rule):
@@ -23,7 +22,7 @@ class ActivationChoice(Rule):
     layers, 0.011 at four, 6e-4 at six). SELU, then ELU, leaky ReLU, ReLU, tanh, logistic is Géron's order for plain stacks; the advice here
     is ReLU with He; from twelve layers on SELU where the stack is plain and dense, normalisation where it is not.
 
-    When it is harmless: convolutions are left to missing-normalization, whose cure they need, unless less than 1e-3 arrives at the first; gates,
+    When it is harmless: convolutions are left to missing-normalization, whose cure they need; gates,
     attention, squeeze and excitation, networks that need smoothness (PINNs), heads, a run that learns.
 
     Sources: Géron, ch. 11; Glorot and Bengio 2010; measured in this project.
@@ -51,7 +50,7 @@ class ActivationChoice(Rule):
         return Measurement(value=ratio, module=hidden[0].module,
                            modules=tuple(dict.fromkeys(a.module for a in hidden)), op=hidden[0].op,
                            location=location(recording, hidden[0]), operations=tuple(a.index for a in hidden) + run.indices,
-                           cap="info" if ratio > GONE and any(o.op.startswith("conv") for o in run.layers) else mild(recording),
+                           cap="info" if any(o.op.startswith("conv") for o in run.layers) else mild(recording),
                            evidence={"gradient_ratio": ratio, "layers": len(hidden), "activation": hidden[0].op})
 
     def message(self, m: Measurement) -> str:
