@@ -41,19 +41,17 @@ class BackwardCalls:
     def __init__(self, after: Callable[[Tensor], None], after_grad: Callable[[Tensor, dict[int, Tensor]], None]) -> None:
         self.after, self.after_grad = after, after_grad
         self._inside = False
-        self._originals: list[Any] = []
+        self._originals: list[tuple[Any, str, Any]] = []                # what was put in place of which function: owner, name, function
 
     def attach(self) -> None:
-        self._originals = [*(place.backward for place in PLACES), torch.autograd.grad]          # type: ignore[attr-defined]
-        for place, original in zip(PLACES, self._originals, strict=False):
-            place.backward = self._wrapped(original)                    # type: ignore[attr-defined]
-        torch.autograd.grad = self._wrapped_grad(torch.autograd.grad)
+        for place, name, wrapped in (*((place, "backward", self._wrapped) for place in PLACES), (torch.autograd, "grad", self._wrapped_grad)):
+            original = getattr(place, name)
+            self._originals.append((place, name, original))
+            setattr(place, name, wrapped(original))
 
     def detach(self) -> None:
-        for place, original in zip(PLACES, self._originals, strict=False):
-            place.backward = original                                   # type: ignore[attr-defined]
-        if self._originals:
-            torch.autograd.grad = self._originals[-1]
+        for place, name, original in self._originals:
+            setattr(place, name, original)
         self._originals = []
 
     def _wrapped_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -219,50 +220,37 @@ def _spine(nodes: list[Node], losses: list[int]) -> frozenset[int]:
 
 def loss_records(observer: Observer, kept: tuple[Operation, ...]) -> tuple[LossRecord, ...]:
     """Loss calls among the kept operations, numbered as these are; a scalar loss of unknown making as op "scalar"."""
-    from dataclasses import replace
-    by_site = _by_site(o for o in kept if o.category == "loss")
-    prefixes = observer.roots.prefixes()
-    found = []
-    for index, record in observer.losses.items():
-        node = observer.graph.nodes[index]
-        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
-        if number is not None:
-            found.append(replace(record, operation=number))
-    if not found:
-        found += _by_hand(observer, kept)
+    found = list(_numbered(observer, (o for o in kept if o.category == "loss"))) or _by_hand(observer, kept)
     if not found and observer.loss_nodes and kept:
         found.append(LossRecord(operation=len(kept) - 1, op="scalar", value=_value(kept[-1])))
     return tuple(found)
 
 
 def differences(observer: Observer, kept: tuple[Operation, ...]) -> list[dict[str, Any]]:
-    """Differences of a prediction and targets that no known loss is made of: their number, and which targets the prediction's activation can't reach."""
-    by_site, prefixes = _by_site(o for o in kept if o.op == "sub"), observer.roots.prefixes()
-    found = []
+    """Differences of a prediction and targets: their number, and which targets the prediction's activation can't reach."""
+    return [{"operation": r.operation, "outside": r.target_outside, "min": r.target_min, "max": r.target_max}
+            for r in _numbered(observer, (o for o in kept if o.op == "sub")) if r.target_outside]
+
+
+def _numbered(observer: Observer, operations: Iterable[Operation]) -> Iterator[LossRecord]:
+    """What was recorded of losses and differences, of those that are among `operations`, with their numbers there."""
+    by_site = {(o.op, o.called, o.module, o.ordinal): o.index for o in operations}
+    prefixes = observer.roots.prefixes()
     for index, record in observer.losses.items():
         node = observer.graph.nodes[index]
-        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal)) if node.op == "sub" else None
-        if number is not None and record.target_outside:
-            found.append({"operation": number, "outside": record.target_outside, "min": record.target_min, "max": record.target_max})
-    return found
-
-
-def _by_site(operations: Iterable[Operation]) -> dict[tuple[Any, ...], int]:
-    return {(o.op, o.called, o.module, o.ordinal): o.index for o in operations}
+        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
+        if number is not None:
+            yield replace(record, operation=number)
 
 
 def _by_hand(observer: Observer, kept: tuple[Operation, ...]) -> list[LossRecord]:
     """A squared or absolute error written out: ((prediction - target) ** 2).mean()."""
-    from dataclasses import replace
-    by_site, prefixes = _by_site(o for o in kept if o.op == "sub"), observer.roots.prefixes()
     found = []
-    for index, record in observer.losses.items():
-        node = observer.graph.nodes[index]
-        number = by_site.get((node.op, node.span, place(observer, node, prefixes)[0], node.ordinal))
-        made = _error(kept, number) if number is not None else None
-        if number is not None and made is not None:
+    for record in _numbered(observer, (o for o in kept if o.op == "sub")):
+        made = _error(kept, record.operation)
+        if made is not None:
             op, end = made
-            found.append(replace(record, op=op, operation=number, reduction=end.op, value=_value(end)))
+            found.append(replace(record, op=op, reduction=end.op, value=_value(end)))
     return found if len(found) == 1 else []
 
 

@@ -180,6 +180,13 @@ def _name(tree: Tree, node: ast.Name, depth: int) -> Iterator[ast.expr]:
     yield from _origins(tree, value, depth - 1) if value is not None else [node]
 
 
+def calls_of(tree: Tree, function: ast.FunctionDef) -> list[ast.Call]:
+    """The calls of a function in this file by its name, of `__init__` by that of its class."""
+    home = tree.parents.get(function)
+    name = home.name if isinstance(home, ast.ClassDef) and function.name == "__init__" else function.name
+    return [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == name]
+
+
 def given_for(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.expr]:
     """What a parameter gets in every call of its function in this file, else its default."""
     arguments = function.args
@@ -189,11 +196,9 @@ def given_for(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.
     names = [a.arg for a in [*positional, *arguments.kwonlyargs]]
     if name not in names:
         return
-    owner = tree.parents.get(function)
-    method = isinstance(owner, ast.ClassDef)
-    called = owner.name if isinstance(owner, ast.ClassDef) and function.name == "__init__" else function.name
+    method = isinstance(tree.parents.get(function), ast.ClassDef)
     place = [a.arg for a in positional].index(name) - method if name in [a.arg for a in positional] else -1
-    calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == called]
+    calls = calls_of(tree, function)
     for call in calls:
         keyword = next((k.value for k in call.keywords if k.arg == name), None)
         spread = any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)

@@ -8,7 +8,7 @@ from gradcheck_doctor.records.by_gradient import given_names, of_gradient
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, entry, method, methods, owner
-from gradcheck_doctor.treatments.choices import field, origins
+from gradcheck_doctor.treatments.choices import calls_of, field, origins
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.modes import model_name
 from gradcheck_doctor.treatments.numbers import constant, number, seen
@@ -60,9 +60,10 @@ def given_in(tree: Tree, node: ast.Call, names: tuple[str, ...], position: int |
 
 def _fields(tree: Tree, spread: ast.expr, names: tuple[str, ...]) -> list[ast.expr]:
     """Where the attributes get their values of which `vars(cfg)`, `asdict(cfg)` or `cfg.__dict__` makes keywords."""
-    if isinstance(spread, ast.Call) and len(spread.args) == 1 and tree.source(spread.func).rpartition(".")[2] in ("vars", "asdict"):
-        return [value for name in names for value in field(tree, name)]
-    return [value for name in names for value in field(tree, name)] if isinstance(spread, ast.Attribute) and spread.attr == "__dict__" else []
+    made = isinstance(spread, ast.Call) and len(spread.args) == 1 and tree.source(spread.func).rpartition(".")[2] in ("vars", "asdict")
+    if not made and not (isinstance(spread, ast.Attribute) and spread.attr == "__dict__"):
+        return []
+    return [value for name in names for value in field(tree, name)]
 
 
 def _spread_from(tree: Tree, spread: ast.expr) -> list[ast.Call]:
@@ -70,9 +71,7 @@ def _spread_from(tree: Tree, spread: ast.expr) -> list[ast.Call]:
     function = tree.function(spread)
     if function is None or function.args.kwarg is None or tree.source(spread) != function.args.kwarg.arg:
         return []
-    home = tree.parents.get(function)
-    name = home.name if isinstance(home, ast.ClassDef) and function.name == "__init__" else function.name
-    return [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == name]
+    return calls_of(tree, function)
 
 
 def own_update(context: Context, span: Span | None) -> tuple[Tree, ast.stmt] | None:
