@@ -5,6 +5,7 @@ import ast
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
+from gradcheck_doctor.treatments.beside import put
 from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.draws import is_own_layer
@@ -37,24 +38,10 @@ def insert_norm(context: Context, finding: Finding, prescription: Prescription) 
             continue                                        # its own arguments say nothing certain about its width
         width = _argument(tree, node, "out_features" if row.op == "linear" else "out_channels", 1)
         norm = _norm(tree, row.op, kind, tree.source(width))
-        edits += _called(tree, node, norm) or [_beside(tree, node, behind=norm)]
+        edits += put(tree, node, behind=norm)
     if not edits:
         raise TreatmentRefused("no hidden layer was found to normalise")
     return list(dict.fromkeys(edits))
-
-
-def _called(tree: Tree, node: ast.Call, norm: str) -> list[Edit]:
-    """self.fc = Linear(...) gets self.fc_norm beside it, and forward calls self.fc_norm(self.fc(x)): the layer keeps its name and its keys."""
-    statement = tree.parents[node]
-    target = statement.targets[0] if isinstance(statement, ast.Assign) and len(statement.targets) == 1 else None
-    owner = next((n for n in tree.up(node) if isinstance(n, ast.ClassDef)), None)
-    if not isinstance(target, ast.Attribute) or tree.source(target.value) != "self" or owner is None or not isinstance(statement, ast.Assign):
-        return []
-    name = tree.source(target)
-    calls = [n for n in ast.walk(owner) if isinstance(n, ast.Call) and tree.source(n.func) == name]
-    if not calls or f"{name}_norm" in tree.text:
-        return []
-    return [tree.after(statement, [f"{name}_norm = {norm}"]), *(tree.replace(c, f"{name}_norm({tree.source(c)})") for c in calls)]
 
 
 def _hidden(context: Context, modules: tuple[str, ...]) -> list[LayerRow]:
@@ -78,7 +65,7 @@ def input_norm(context: Context, finding: Finding, prescription: Prescription) -
     loop = around_loop(tree, node)
     if loop is not None:
         return in_front(tree, node, _norm(tree, finding.op, "batch", first_width(tree, loop, width)))
-    return [_beside(tree, node, front=_norm(tree, finding.op, "batch", tree.source(width)))]
+    return put(tree, node, front=_norm(tree, finding.op, "batch", tree.source(width)))
 
 
 def _norm(tree: Tree, op: str, kind: str, width: str) -> str:
@@ -106,17 +93,6 @@ def _argument(tree: Tree, node: ast.Call, name: str, position: int) -> ast.expr:
     if found is None or not _is_constructor(tree, node):
         raise TreatmentRefused(f"the layer's {name} can't be read from {tree.source(node)!r}")
     return found
-
-
-def _beside(tree: Tree, node: ast.Call, front: str = "", behind: str = "") -> Edit:
-    """Another module next to one: as a neighbour in a list or Sequential, else in a Sequential of its own."""
-    inside = ", ".join(x for x in (front, tree.source(node), behind) if x)
-    parent = tree.parents[node]
-    listed = isinstance(parent, (ast.List, ast.Tuple)) and not isinstance(tree.parents.get(parent), ast.Assign) or (
-        isinstance(parent, ast.Call) and tree.source(parent.func).rpartition(".")[2] == "Sequential")
-    if isinstance(parent, ast.List) and isinstance(tree.parents.get(parent), ast.Assign):
-        listed = "Sequential" in tree.text and "ModuleList" not in tree.source(tree.parents[parent])
-    return tree.replace(node, inside if listed else f"{tree.nn()}Sequential({inside})")
 
 
 def replace_norm(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -446,6 +446,51 @@ def test_a_norm_beside_an_attribute_is_called_in_forward(tmp_path):
     check(tmp_path, text, after, "insert-norm", layers=layers, modules=("a", "b"), norm="batch")
 
 
+def test_a_layer_whose_weight_is_asked_for_by_name_stays_what_it_is(tmp_path):
+    text = HEAD + ("def build(widths):\n    layers = []\n    for w in widths:\n        fc = nn.Linear(4, 8)\n        nn.init.zeros_(fc.bias)\n"
+                   "        layers += [fc, nn.ReLU()]\n    return nn.Sequential(*layers)\n")
+    check(tmp_path, text, text.replace("[fc,", "[fc, nn.BatchNorm1d(8),"), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+    text = text.replace("layers += [fc, nn.ReLU()]", "layers.append(fc)")
+    check(tmp_path, text, text.replace("append(fc)", "append(nn.Sequential(fc, nn.BatchNorm1d(8)))"), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+    text = HEAD + ("class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 8)\n"
+                   "        nn.init.zeros_(self.a.bias)\n\n    def forward(self, x):\n        return self.a(x.flatten(1))\n")
+    after = text.replace("8)\n", "8)\n        self.a_norm = nn.BatchNorm1d(4)\n", 1).replace("x.flatten(1)", "self.a_norm(x.flatten(1))")
+    check(tmp_path, text, after, "input-norm", layers=[("a", "linear", FIRST)], op="linear", where=FIRST)
+
+
+PAIRED = HEAD + ("class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.fcs = nn.ModuleList([nn.Linear(4, 8) for _ in range(3)])\n"
+                 "        for m in self.fcs:\n            nn.init.zeros_(m.bias)\n\n    def forward(self, x):\n        return x\n")
+
+
+@pytest.mark.parametrize(("loop", "after"), [
+    ("for m in self.fcs:\n            x = m(x).relu()", "for m, m_norm in zip(self.fcs, self.fcs_norm):\n            x = m_norm(m(x)).relu()"),
+    ("for i, m in enumerate(self.fcs):\n            x = m(x)", "for i, (m, m_norm) in enumerate(zip(self.fcs, self.fcs_norm)):\n            x = m_norm(m(x))"),
+    ("for i in range(3):\n            x = self.fcs[i](x)", "for i in range(3):\n            x = self.fcs_norm[i](self.fcs[i](x))")])
+def test_a_list_of_layers_that_are_asked_for_their_weights_gets_a_list_of_norms(tmp_path, loop, after):
+    norms = "        self.fcs_norm = nn.ModuleList([nn.BatchNorm1d(8) for _ in range(3)])\n"
+    text = PAIRED.replace("return x", f"{loop}\n        return x")
+    wanted = PAIRED.replace("return x", f"{after}\n        return x").replace("range(3)])\n", "range(3)])\n" + norms, 1)
+    check(tmp_path, text, wanted, "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+
+
+def test_a_grown_list_of_layers_gets_a_list_of_norms(tmp_path):
+    old = "self.fcs = nn.ModuleList([nn.Linear(4, 8) for _ in range(3)])"
+    grown = "self.fcs = nn.ModuleList()\n        for _ in range(3):\n            self.fcs.append(nn.Linear(4, 8))"
+    norms = ("self.fcs = nn.ModuleList()\n        self.fcs_norm = nn.ModuleList()\n        for _ in range(3):\n            self.fcs.append(nn.Linear(4, 8))\n"
+             "            self.fcs_norm.append(nn.BatchNorm1d(8))")
+    text = PAIRED.replace("return x", "for m in self.fcs:\n            x = m(x)\n        return x")
+    wanted = text.replace("for m in self.fcs:\n            x = m(x)", "for m, m_norm in zip(self.fcs, self.fcs_norm):\n            x = m_norm(m(x))")
+    check(tmp_path, text.replace(old, grown), wanted.replace(old, norms), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+
+
+def test_no_sequential_takes_the_place_of_a_layer_that_is_asked_for_its_weight(tmp_path):
+    text = PAIRED.replace("return x", "return functools.reduce(lambda a, m: m(a), self.fcs, x)")
+    with pytest.raises(TreatmentRefused, match="asks the layer itself for its bias"):
+        cured(tmp_path, text, "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+    text = text.replace("for m in self.fcs:\n            nn.init.zeros_(m.bias)", "pass")
+    check(tmp_path, text, text.replace(FIRST, f"nn.Sequential({FIRST}, nn.BatchNorm1d(8))"), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+
+
 def test_an_activation_stands_for_the_layer_in_front_of_it(tmp_path):
     text = HEAD + "net = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 1))\n"
     layers = [("0", "linear", FIRST), ("1", "sigmoid", "nn.Sigmoid()"), ("2", "linear", "nn.Linear(8, 1)")]
