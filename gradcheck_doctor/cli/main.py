@@ -1,6 +1,7 @@
 """The `doctor` command. Sub-commands are loaded when they are called: `doctor --help` and `doctor rule` never import torch."""
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -19,6 +20,7 @@ COMMANDS = {"audit": "Probe a model with one batch and say what keeps it from tr
             "fix": "Turn findings into source edits that are proven to help.",
             "rule": "List the rules, or explain one.",
             "report": "Show a stored report as text, html or markdown."}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class LazyGroup(click.Group):
@@ -74,9 +76,16 @@ def main(arguments: list[str] | None = None) -> None:
         status = 2 if _repeated(arguments) else _fail(str(error), arguments)
     except BrokenPipeError:
         status = 0
+    except OSError as error:
+        said = f"cannot write the output: {error.strerror}" if error.errno in FULL and error.filename is None else _internal(error)
+        status = _fail(said, arguments)
     except Exception as error:
-        status = _fail(f"internal error: {type(error).__name__}: {error}\nPlease report it; --verbose shows the traceback.", arguments)
+        status = _fail(_internal(error), arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _internal(error: Exception) -> str:
+    return f"internal error: {type(error).__name__}: {error}\nPlease report it; --verbose shows the traceback."
 
 
 def _repeated(arguments: list[str]) -> bool:

@@ -1,5 +1,6 @@
 """stdout holds the report only, in whatever encoding, and a report that cannot be written where it should be is not lost."""
 import json
+import pathlib
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -30,6 +31,15 @@ def test_what_the_target_prints_goes_to_stderr(folder):
 
 def raw(*arguments, cwd, **options):
     return subprocess.run([sys.executable, "-m", "gradcheck_doctor", *arguments], cwd=cwd, capture_output=True, timeout=300, **options)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full, which Linux has")
+@pytest.mark.parametrize("arguments", [("audit", "healthy.py"), ("rule", "dead-relu"), ("--help",)])
+def test_a_full_disk_behind_stdout_is_said_in_one_line(folder, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "gradcheck_doctor", *arguments], cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.splitlines()[0] == "doctor: cannot write the output: No space left on device"
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
