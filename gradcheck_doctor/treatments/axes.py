@@ -6,8 +6,8 @@ import ast
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.treatments.calls import argument
-from gradcheck_doctor.treatments.choices import origins
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.flows import origins
 
 LOGARITHM = {"softmax": "log_softmax", "Softmax": "LogSoftmax"}
 STACKS = ("TransformerEncoder", "TransformerDecoder")

@@ -32,7 +32,8 @@ def put(tree: Tree, node: ast.Call, front: str = "", behind: str = "") -> list[E
         paired = _paired(tree, node, held, front, behind)
         if paired:
             return paired
-        raise TreatmentRefused(f"line {asked.lineno} asks the layer itself for its {asked.attr}; put {behind or front} {'behind' if behind else 'in front of'} it in forward")
+        raise TreatmentRefused(f"line {asked.lineno} asks the layer itself for its {asked.attr}; "
+                               f"put {behind or front} {'behind' if behind else 'in front of'} it in forward")
     return [_around(tree, node, front, behind, wrap=True)]
 
 

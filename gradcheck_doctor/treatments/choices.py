@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
+from gradcheck_doctor.treatments.flows import origins
 from gradcheck_doctor.treatments.tree import Tree
-
-DEPTH = 8              # steps that a name is followed back
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,6 @@ def choice(tree: Tree, node: ast.Call) -> Choice | None:
     if isinstance(around, ast.Dict) and picked is not None:
         return Choice(picked, _options(tree, around))
     return _branch(tree, node)
-
-
-def origins(tree: Tree, node: ast.expr) -> list[ast.expr]:
-    """Where a value comes from, as far as this file says; what can't be followed stands for itself."""
-    return list(dict.fromkeys(_origins(tree, node, DEPTH)))
 
 
 def origin(tree: Tree, node: ast.Call) -> ast.expr | None:
@@ -150,95 +144,3 @@ def _assigned(tree: Tree, node: ast.AST, name: str) -> ast.expr | None:
         if found:
             return found[0] if len(found) == 1 else None
     return None
-
-
-def _origins(tree: Tree, node: ast.expr, depth: int) -> Iterator[ast.expr]:
-    """Where a value comes from; what can't be followed is yielded as it is."""
-    if depth == 0 or isinstance(node, ast.Constant):
-        yield node
-    elif isinstance(node, ast.Name):
-        yield from _name(tree, node, depth)
-    elif isinstance(node, ast.Attribute):
-        found = list(field(tree, node.attr))
-        yield from [o for f in found for o in _origins(tree, f, depth - 1)] if found else [node]
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        found = list(_entries(tree, node))
-        yield from [o for f in found for o in _origins(tree, f, depth - 1)] if found else [node]
-    else:
-        yield node
-
-
-def _name(tree: Tree, node: ast.Name, depth: int) -> Iterator[ast.expr]:
-    function = tree.function(node)
-    if function is not None and not any(isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == node.id for t in n.targets)
-                                        for n in ast.walk(function)):
-        given = list(given_for(tree, function, node.id))
-        if given:
-            yield from (o for g in given for o in _origins(tree, g, depth - 1))
-            return
-    value = _assigned(tree, node, node.id)
-    yield from _origins(tree, value, depth - 1) if value is not None else [node]
-
-
-def calls_of(tree: Tree, function: ast.FunctionDef) -> list[ast.Call]:
-    """The calls of a function in this file by its name, of `__init__` by that of its class."""
-    home = tree.parents.get(function)
-    name = home.name if isinstance(home, ast.ClassDef) and function.name == "__init__" else function.name
-    return [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == name]
-
-
-def given_for(tree: Tree, function: ast.FunctionDef, name: str) -> Iterator[ast.expr]:
-    """What a parameter gets in every call of its function in this file, else its default."""
-    arguments = function.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = dict(zip([a.arg for a in positional[len(positional) - len(arguments.defaults):]], arguments.defaults, strict=True))
-    defaults.update({a.arg: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None})
-    names = [a.arg for a in [*positional, *arguments.kwonlyargs]]
-    if name not in names:
-        return
-    method = isinstance(tree.parents.get(function), ast.ClassDef)
-    place = [a.arg for a in positional].index(name) - method if name in [a.arg for a in positional] else -1
-    calls = calls_of(tree, function)
-    for call in calls:
-        keyword = next((k.value for k in call.keywords if k.arg == name), None)
-        spread = any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
-        if keyword is not None:
-            yield keyword
-        elif spread:
-            yield call                                                                    # can't be followed
-        elif 0 <= place < len(call.args):
-            yield call.args[place]
-        elif name in defaults:
-            yield defaults[name]
-    if not calls and name in defaults:
-        yield defaults[name]
-
-
-def field(tree: Tree, name: str) -> Iterator[ast.expr]:
-    """What self.act, args.act or cfg.act is, by the attribute's name: assignments, the argparse default, the field of a dataclass and what calls give for it."""
-    for other in ast.walk(tree.root):
-        if isinstance(other, ast.Assign) and any(isinstance(t, ast.Attribute) and t.attr == name for t in other.targets):
-            yield other.value
-        elif isinstance(other, ast.AnnAssign) and isinstance(other.target, ast.Name) and other.target.id == name and other.value is not None:
-            if isinstance(tree.parents[other], ast.ClassDef):
-                yield other.value
-                yield from (k.value for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func) == tree.parents[other].name  # type: ignore[attr-defined]
-                            for k in n.keywords if k.arg == name)
-        elif isinstance(other, ast.Call) and tree.source(other.func).endswith("add_argument"):
-            names = [str(a.value).lstrip("-").replace("-", "_") for a in other.args if isinstance(a, ast.Constant)]
-            if name in names:
-                yield from (k.value for k in other.keywords if k.arg == "default")
-        elif isinstance(other, ast.Call) and tree.source(other.func).rpartition(".")[2] in ("SimpleNamespace", "Namespace"):
-            yield from (k.value for k in other.keywords if k.arg == name)
-
-
-def _entries(tree: Tree, node: ast.Subscript) -> Iterator[ast.expr]:
-    """cfg["act"]: the entries of that key in dictionaries of this file, and assignments to it."""
-    key = node.slice.value if isinstance(node.slice, ast.Constant) else None
-    for other in ast.walk(tree.root):
-        if isinstance(other, ast.Dict):
-            yield from (v for k, v in zip(other.keys, other.values, strict=True) if isinstance(k, ast.Constant) and k.value == key)
-        elif isinstance(other, ast.Call) and tree.source(other.func) == "dict":
-            yield from (k.value for k in other.keywords if k.arg == key)
-        elif isinstance(other, ast.Assign):
-            yield from (other.value for t in other.targets if isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Constant) and t.slice.value == key)

@@ -9,7 +9,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import method
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
-from gradcheck_doctor.treatments.training import given_in
+from gradcheck_doctor.treatments.settings import given_in
 from gradcheck_doctor.treatments.tree import Tree
 
 OPTIONS = ("gradient_clip_val", "max_grad_norm")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
 from gradcheck_doctor.treatments.calls import argument
-from gradcheck_doctor.treatments.choices import given_for
+from gradcheck_doctor.treatments.flows import given_for
 from gradcheck_doctor.treatments.places import is_module
 from gradcheck_doctor.treatments.tree import Tree
 

@@ -13,7 +13,7 @@ from gradcheck_doctor.treatments.calls import argument, methods, owner
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.groups import rest_as_group
 from gradcheck_doctor.treatments.places import is_module
-from gradcheck_doctor.treatments.training import optimizer
+from gradcheck_doctor.treatments.settings import optimizer
 from gradcheck_doctor.treatments.tree import Tree
 
 

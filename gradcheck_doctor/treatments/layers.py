@@ -9,7 +9,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.numbers import constant, number
-from gradcheck_doctor.treatments.training import given_in
+from gradcheck_doctor.treatments.settings import given_in
 from gradcheck_doctor.treatments.tree import Tree
 
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm")

@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
 from gradcheck_doctor.records.sites import Span
-from gradcheck_doctor.treatments.choices import origins
+from gradcheck_doctor.treatments.flows import calls_of, flags, origins
 from gradcheck_doctor.treatments.tree import Tree, offsets
 
 PARSERS = ("loads", "load", "safe_load")              # of json, yaml and tomllib
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow}
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -39,14 +43,41 @@ def constant(tree: Tree, node: ast.expr, value: str, old: float | None = None) -
     if len(places) == 1:
         _on_the_right_side(places[0], value, old)
         return tree.replace(places[0], value)
+    computed = _computed(tree, node) if not places else None
+    if computed is not None:
+        return tree.replace(computed, value)
     written = _written(tree, node, old) if old is not None and not places else []
     if len(written) == 1:
         return Edit(written[0], value)
     raise TreatmentRefused(f"it can't be told where {tree.source(node)!r} gets its value; set it to {value} there")
 
 
+def scaled(tree: Tree, node: ast.expr, factor: float) -> Edit:
+    """Multiply the number behind an expression, where it stands if that can be told, else where the expression does."""
+    sources = origins(tree, node)
+    places = sources if all(literal(n) is not None for n in sources) else _certain(tree, node)
+    if len(places) == 1 and (here := literal(places[0])) is not None:
+        return tree.replace(places[0], number(here * factor))
+    return tree.replace(node, f"{number(factor)} * {tree.operand(node)}")
+
+
+def _computed(tree: Tree, node: ast.expr) -> ast.expr | None:
+    """base * 10, the one thing that the expression can stand for, where no second caller gets another number by it."""
+    found = origins(tree, node)
+    if len(found) != 1 or not isinstance(found[0], ast.BinOp):
+        return None
+    function = tree.function(found[0])
+    return found[0] if function is None or len(calls_of(tree, function)) <= 1 else None
+
+
 def literal(node: ast.expr) -> float | None:
     """The number that an expression spells out: 0.1, -1, 2 ** -3; None for anything else."""
+    if isinstance(node, ast.BinOp):
+        left, right = literal(node.left), literal(node.right)
+        try:
+            return ARITHMETIC[type(node.op)](left, right) if left is not None and right is not None and type(node.op) in ARITHMETIC else None
+        except (ArithmeticError, TypeError):
+            return None
     try:
         found = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
@@ -127,15 +158,11 @@ def definitions(tree: Tree, name: str) -> list[ast.expr]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(node.value, ast.Constant):
                 found.append(node.value)
-        elif isinstance(node, ast.Call) and tree.source(node.func).endswith("add_argument") and node.args:
-            first = node.args[0]
-            if isinstance(first, ast.Constant) and str(first.value).lstrip("-").replace("-", "_") == name:
-                found += [k.value for k in node.keywords if k.arg == "default" and isinstance(k.value, ast.Constant)]
         elif isinstance(node, ast.keyword) and node.arg == name and isinstance(node.value, ast.Constant):
             owner = tree.parents.get(node)
             if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id in _local_names(tree):
                 found.append(node.value)
-    return found
+    return [*found, *(n for n in flags(tree, name) if isinstance(n, ast.Constant))]
 
 
 def _local_names(tree: Tree) -> set[str]:

@@ -23,6 +23,7 @@ from gradcheck_doctor.treatments import (
     precision,
     registration,
     schedules,
+    settings,
     training,
 )
 from gradcheck_doctor.treatments.context import Context, Planner
@@ -30,7 +31,7 @@ from gradcheck_doctor.treatments.context import Context, Planner
 GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **axes.PLANNERS, **branches.PLANNERS,
                                    **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS, **gradients.PLANNERS,
-                                   **modes.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS}
+                                   **modes.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS, **settings.PLANNERS}
 
 
 @functools.cache

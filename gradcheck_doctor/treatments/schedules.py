@@ -9,8 +9,8 @@ from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, entry, methods
-from gradcheck_doctor.treatments.choices import given_for
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.flows import given_for
 from gradcheck_doctor.treatments.numbers import definitions, literal
 from gradcheck_doctor.treatments.tree import Tree
 

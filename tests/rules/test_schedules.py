@@ -80,6 +80,16 @@ def test_a_schedule_for_many_more_steps_than_the_run_has(tmp_path):
     assert [f.severity for f in low(tmp_path, "OneCycleLR(opt, 0.01, total_steps=20000)", batch="sched.step()", max_steps=60)] in ([], ["info"])
 
 
+@pytest.mark.parametrize(("schedule", "peak"), [
+    ("OneCycleLR(opt, max_lr=8.0, total_steps=257)", "8"), ("CyclicLR(opt, base_lr=0.05, max_lr=20.0, step_size_up=60)", "20"),
+    ("LambdaLR(opt, lambda step: min(step, 100))", "5")])
+def test_a_schedule_that_takes_the_rate_too_high_is_named_with_its_peak(tmp_path, schedule, peak):
+    low(tmp_path, schedule, batch="sched.step()", lr=0.05)
+    (finding,) = [f for f in diagnose(run_script(str(tmp_path / "train.py"), None, []).recording) if f.rule == "learning-rate-too-high"]
+    assert finding.severity != "info" and f"SGD with lr {peak}, the peak of its schedule, changes" in finding.message
+    assert lines(tmp_path, finding).startswith("sched = ") and all("Lower the peak of the learning rate" in f.prescription.title for f in finding.fixes)
+
+
 # -- an epsilon that holds the steps back --------------------------------------------------------------------------------------------------
 SLOWED = """
 import torch

@@ -10,7 +10,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
-from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, summed_batches, update_ratios
+from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, raised, summed_batches, update_ratios
 from gradcheck_doctor.rules.optimizer.schedules import RARE, on_a_plateau, sized_in_steps, starved, stepped_rarely, taken_early, watches_wrong_way
 from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
 
@@ -88,6 +88,7 @@ class LearningRateTooHigh(Rule):
     steps, if that is more, where these did harm (the loss leapt or stood above its start after them, or units died), where SGD or Adam changed a tenth of
     the weights in each of them, or where steps stay above 3e-2 to the end. Only in a run whose loss falls little or not at all.
     A momentum near 1 whose gradients act for a quarter of the run or longer is named instead of the rate, of which it makes lr / (1 - momentum).
+    A schedule that raises the rate (OneCycleLR, CyclicLR, a factor) is named with its peak, where it is built.
 
     Why it matters: around 1e-3 is usual; at 0.1 the weights are someone else's after ten steps.
 
@@ -115,10 +116,11 @@ class LearningRateTooHigh(Rule):
         acts = 1.0 / (1.0 - momentum) if HEAVY < momentum < 1.0 else 1.0
         heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
         summed = summed_batches(recording) if strides.harmful else 1
-        yield Measurement(value=strides.size, location=record.built or record.stepped, cap=None if strides.harmful else "info",
+        peak = raised(lr, record)
+        yield Measurement(value=strides.size, location=peak and record.scheduled or record.built or record.stepped, cap=None if strides.harmful else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "usual_update": strides.usual, "first_updates": strides.first, "lr": lr,
-                                    "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful,
+                                    "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful, **({"peak": True} if peak else {}),
                                     **({"batches": summed} if summed > 1 else {}),
                                     **({"momentum": momentum, "acts_for": acts, "steps": record.steps} if heavy else {})})
 
@@ -129,11 +131,12 @@ class LearningRateTooHigh(Rule):
         if "momentum" in e:
             return (f"with momentum {e['momentum']:g} a gradient acts for {e['acts_for']:.0f} steps in a run of {e['steps']}: "
                     f"{e['optimizer']} with lr {e['lr']:g} comes to a rate of {e['lr'] * e['acts_for']:.3g}{fell}")
+        named = at_rate(e["optimizer"], e["lr"], peak="peak" in e)
         summed = f"; each step sums the gradients of {e['batches']} batches, whose losses are not divided by {e['batches']}" if "batches" in e else ""
         if m.value > e["usual_update"]:
-            return (f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {e['usual_update']:.2g} of their size a step, and by "
+            return (f"{named} changes the weights by {e['usual_update']:.2g} of their size a step, and by "
                     f"{e['first_updates']:.2g} in one of the first {EARLY} (limit {{limit}}, three times as much at the start){fell}{summed}")
-        return f"{at_rate(e['optimizer'], e['lr'])} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}{summed}"
+        return f"{named} changes the weights by {m.value:.2g} of their size a step (limit {{limit}}){fell}{summed}"
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         chosen = largest_lr(recording)
@@ -144,7 +147,8 @@ class LearningRateTooHigh(Rule):
                 "divide-loss", f"Divide the loss by the {batches} batches of a step", kind="loss", span=recording.events_of("backward")[0].span,
                 arguments={"by": batches}))
         if (momentum := m.evidence.get("momentum")) is not None:
-            cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=m.location,
+            built = chosen[1].built if chosen is not None else m.location
+            cures.insert(0, Prescription("momentum", f"Lower the momentum from {momentum:g} to 0.9", kind="optimizer", span=built,
                                          arguments={"momentum": 0.9, "old": momentum}))
         return tuple(cures)
 

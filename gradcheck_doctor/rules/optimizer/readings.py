@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import OptimizerRecord, Recording
+from gradcheck_doctor.records.recording import OptimizerGroup, OptimizerRecord, Recording
 from gradcheck_doctor.rules.flow import updates_by_step
 from gradcheck_doctor.rules.progress import phase
 
@@ -28,22 +28,41 @@ def stepping(recording: Recording) -> list[OptimizerRecord]:
 
 
 def largest_lr(recording: Recording) -> tuple[float, OptimizerRecord] | None:
-    """The largest learning rate in use and its optimizer; nan where none is known (Adafactor's, a loop's own)."""
-    pairs = [(g.initial_lr if g.initial_lr is not None and g.initial_lr > g.lr else g.lr, o) for o in stepping(recording) for g in o.groups
-             if o.name not in LINE_SEARCH]
+    """The largest learning rate in use and its optimizer, the peak of a schedule included; nan where none is known (Adafactor's, a loop's own)."""
+    begin, end = phase(recording)
+    peaks: dict[int, float] = {}
+    for row in recording.steps:
+        if begin <= row.step < end and row.lr is not None and math.isfinite(row.lr):
+            peaks[row.optimizer] = max(peaks.get(row.optimizer, 0.0), row.lr)
+    judged = stepping(recording)
+    for n, o in enumerate(recording.optimizers):
+        if o.plan.peak is not None and peaks.get(n, 0.0) >= 0.99 * o.plan.peak:
+            peaks[n] = o.plan.peak                              # steps pass by it, and users look for what they wrote
+    pairs = [(max(_configured(g), peaks.get(n, 0.0)), o) for n, o in enumerate(recording.optimizers) if o in judged and o.name not in LINE_SEARCH for g in o.groups]
     return max(pairs, key=lambda pair: pair[0] if math.isfinite(pair[0]) else -1.0, default=None)
+
+
+def _configured(group: OptimizerGroup) -> float:
+    """The rate of a parameter group as it was built, or its last one if that is larger."""
+    return group.initial_lr if group.initial_lr is not None and group.initial_lr > group.lr else group.lr
+
+
+def raised(lr: float, record: OptimizerRecord) -> bool:
+    """A schedule took the rate to `lr`, above what the optimizer was built with."""
+    built = [g.initial_lr for g in record.groups if g.initial_lr is not None]
+    return record.scheduled is not None and bool(built) and lr > 1.5 * max(built)
 
 
 def lowered(lr: float, record: OptimizerRecord, *factors: float) -> list[Prescription]:
     """Lower rates to try; none where the rate is not known."""
-    place = record.built or record.stepped
-    return [Prescription("learning-rate", f"Lower the learning rate from {lr:g} to {lr / f:g}", kind="optimizer", span=place,
-                         arguments={"lr": lr / f, "old": lr}) for f in factors] if math.isfinite(lr) else []
+    place, peak = record.built or record.stepped, raised(lr, record)
+    return [Prescription("learning-rate", f"Lower the {'peak of the ' if peak else ''}learning rate from {lr:.4g} to {lr / f:.4g}", kind="optimizer", span=place,
+                         arguments={"lr": lr / f, "old": lr, **({"peak": True} if peak else {})}) for f in factors] if math.isfinite(lr) else []
 
 
-def at_rate(name: str, lr: float) -> str:
+def at_rate(name: str, lr: float, *, peak: bool = False) -> str:
     """"SGD with lr 0.1"; the name alone where the rate is not known."""
-    return f"{name} with lr {lr:g}" if math.isfinite(lr) else name
+    return f"{name} with lr {lr:g}{', the peak of its schedule,' if peak else ''}" if math.isfinite(lr) else name
 
 
 def dead_share(recording: Recording) -> float:
