@@ -132,7 +132,7 @@ def dropout_rate(context: Context, finding: Finding, prescription: Prescription)
     alike = [p for n in ast.walk(tree.root) if isinstance(n, ast.Call) and (p := _rate(tree, n)) is not None and tree.source(p) == tree.source(given)]
     if "keep" in tree.source(given).lower() and abs(1.0 - old - rate) < 1e-3:
         return [tree.replace(p, f"1 - {tree.source(p)}") for p in alike]
-    return list(dict.fromkeys(constant(tree, p, number(rate)) for p in alike))
+    return list(dict.fromkeys(constant(tree, p, number(rate), old) for p in alike))
 
 
 def _rate(tree: Tree, node: ast.Call) -> ast.expr | None:

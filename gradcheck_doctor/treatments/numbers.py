@@ -108,7 +108,10 @@ def _certain(tree: Tree, node: ast.expr) -> list[ast.expr]:
     if isinstance(node, (ast.Constant, ast.UnaryOp)):
         return [node]
     entry, name = _entry(tree, node), _named(node)
-    return [entry] if entry is not None else definitions(tree, name) if name is not None else []
+    found = [entry] if entry is not None else definitions(tree, name) if name is not None else []
+    keyed = isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str)
+    sources = [] if len(found) == 1 or keyed else origins(tree, node)              # other dictionaries may have the key too
+    return sources if len(sources) == 1 and literal(sources[0]) is not None else found
 
 
 def _named(node: ast.expr) -> str | None:

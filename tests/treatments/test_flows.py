@@ -40,6 +40,13 @@ def test_a_rate_is_changed_where_it_comes_from(tmp_path, style):
     check(tmp_path, text, text.replace(old, new, 1), "learning-rate", where=SGD.format(given)[6:-1], lr=0.04, old=4.0)
 
 
+@pytest.mark.parametrize("style", ["a function", "a list of rates", "several at once", "a property"])
+def test_a_clip_whose_limit_was_not_seen_is_changed_where_that_is_certain(tmp_path, style):
+    before, given, old, new = STYLES[style]
+    clip = f"nn.utils.clip_grad_norm_(net.parameters(), {given})\n"
+    check(tmp_path, HEAD + before + clip, (HEAD + before + clip).replace(old, new, 1), "clip-threshold", where=clip[:-1], max_norm=0.04)
+
+
 def test_hyperparameters_that_lightning_saves(tmp_path):
     text = HEAD + ("class Net(LightningModule):\n    def __init__(self, width, lr=0.1):\n        super().__init__()\n        self.save_hyperparameters()\n\n"
                    "    def configure_optimizers(self):\n        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)\nnet = Net(8, 4.0)\n")

@@ -66,7 +66,7 @@ class GradientSpike(Rule):
         used, norm = m.evidence["clipped_at"], float(f"{m.evidence['p90']:.2g}")
         if used is not None:
             return () if norm >= used else (Prescription("clip-threshold", f"Clip at {norm:g} instead of {used:g}: 90 % of the norms are below it", kind="clip",
-                                                         span=m.evidence["clip"], arguments={"max_norm": norm}),)
+                                                         span=m.evidence["clip"], arguments={"max_norm": norm, "old": used}),)
         return (Prescription("clip-by-norm", "Clip the gradient by norm, 1.0", kind="clip", span=m.location, arguments={"max_norm": 1.0, "p90": m.evidence["p90"]}),)
 
 
