@@ -1,8 +1,8 @@
 """A number is changed where it comes from, in whatever way the file hands it over; a schedule's peak where that is set."""
 import pytest
-from tests.treatments.test_styles import check, cured
 
 from gradcheck_doctor.errors import TreatmentRefused
+from tests.treatments.test_styles import check, cured
 
 SGD = "opt = torch.optim.SGD(net.parameters(), lr={}, momentum=0.9)\n"
 HEAD = "import torch\n"
