@@ -50,9 +50,9 @@ def hard_attention(recording: Recording) -> Iterator[HardAttention]:
 
 
 def of_scores(recording: Recording, operation: Operation) -> bool:
-    """It is taken of the product of two values that depend on the input, such as queries and keys."""
+    """It is taken of the product of two values that the model computes, such as queries and keys; an adjacency matrix that is given is none."""
     ways = before(recording, [operation.index], lambda o: (_on_way(o) or o.category == "layer") and o.op not in PRODUCTS)
-    return any(o.op in PRODUCTS and not o.parameters and len(set(o.producers)) >= 2 for o in ways)
+    return any(o.op in PRODUCTS and not o.parameters and len({i for i in o.producers if recording.operations[i].category != "input"}) >= 2 for o in ways)
 
 
 def of_slots(recording: Recording, operation: Operation) -> bool:

@@ -9,7 +9,7 @@ from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, LayerRow, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument
-from gradcheck_doctor.treatments.choices import changed, choice, origin
+from gradcheck_doctor.treatments.choices import Choice, changed, choice, function, origin
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.initialise import initialise
 from gradcheck_doctor.treatments.last_activation import only_last
@@ -88,7 +88,16 @@ def _module(tree: Tree, node: ast.Call, to: str, slope: float) -> list[Edit]:
 
 
 def _function(tree: Tree, node: ast.Call, op: str, to: str, slope: float) -> list[Edit]:
+    chosen = function(tree, node)
+    if isinstance(chosen, Choice):
+        try:
+            return [changed(tree, chosen, to, CLASS[to])]
+        except TreatmentRefused:
+            if not _applies(tree, node, op):
+                raise
     if not _applies(tree, node, op):
+        if isinstance(chosen, ast.expr) and tree.source(chosen).rpartition(".")[2] == op and to in (*PLAIN, *INPLACE, "gelu"):
+            return [tree.replace(chosen, (tree.torch() if to in PLAIN else tree.functional()) + to)]
         raise TreatmentRefused(f"the {op} happens inside {tree.source(node)!r}; exchange it in that module")
     operand = _operand(tree, node)
     if to == "prelu":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit
-from gradcheck_doctor.treatments.flows import origins
+from gradcheck_doctor.treatments.flows import DEPTH, behind, origins
 from gradcheck_doctor.treatments.tree import Tree
 
 
@@ -36,6 +36,26 @@ def choice(tree: Tree, node: ast.Call) -> Choice | None:
     return _branch(tree, node)
 
 
+def function(tree: Tree, node: ast.Call) -> Choice | ast.expr | None:
+    """What decides which function `self.act(x)` calls: a choice, or the one expression that names it; None where that can't be told, or is the call itself."""
+    around = next((n for n in tree.up(node) if isinstance(n, (ast.Lambda, ast.stmt))), None)
+    table = tree.parents[around] if isinstance(around, ast.Lambda) else None
+    if isinstance(table, ast.Dict):
+        picked = _picked(tree, table)
+        return Choice(picked, _options(tree, table)) if picked is not None else None
+    named = node.func
+    for _ in range(DEPTH):
+        if isinstance(named, ast.Subscript) and (entries := _dictionary(tree, named.value)) is not None:
+            return Choice(named.slice, _options(tree, entries))
+        if isinstance(named, ast.Call) and tree.source(named.func) == "getattr" and len(named.args) > 1 and tree.source(named.args[0]) != "self":
+            return Choice(named.args[1], None)
+        steps = list(behind(tree, named))
+        if len(steps) != 1:
+            return named if not steps and named is not node.func else None
+        named = steps[0]
+    return None
+
+
 def origin(tree: Tree, node: ast.Call) -> ast.expr | None:
     """nn.Tanh of `def f(act=nn.Tanh): ... act()`; None where the constructor is named in the call itself.
 
@@ -50,13 +70,13 @@ def origin(tree: Tree, node: ast.Call) -> ast.expr | None:
     raise TreatmentRefused(f"it can't be told what {tree.source(node.func)!r} is in {tree.source(node)!r}; change it where it is given")
 
 
-def changed(tree: Tree, found: Choice, to: str) -> Edit:
-    """Let the setting name the class `to` (ReLU).
+def changed(tree: Tree, found: Choice, to: str, *also: str) -> Edit:
+    """Let the setting name the class `to` (ReLU), or whatever else is called so (relu).
 
     Raises:
         TreatmentRefused: there is no name for it, or it can't be told for certain where the setting gets its value.
     """
-    names = [to] if found.options is None else [key for key, value in found.options.items() if value == to]
+    names = [to] if found.options is None else [key for key, value in found.options.items() if value in (to, *also)]
     if not names:
         raise TreatmentRefused(f"{tree.source(found.setting)!r} chooses the activation and has no name for {to}; add it to the choices and set it there")
     sources = origins(tree, found.setting)
@@ -68,10 +88,11 @@ def changed(tree: Tree, found: Choice, to: str) -> Edit:
 
 
 def _options(tree: Tree, table: ast.Dict) -> dict[str, str]:
-    """Class by key: {"relu": nn.ReLU, "tanh": nn.Tanh()}."""
+    """Class or function by key: {"relu": nn.ReLU, "tanh": nn.Tanh(), "elu": F.elu, "softmax": lambda x: x.softmax(1)}."""
     found = {}
     for key, value in zip(table.keys, table.values, strict=True):
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            value = value.body if isinstance(value, ast.Lambda) else value
             made = value.func if isinstance(value, ast.Call) else value
             found[key.value] = tree.source(made).rpartition(".")[2]
     return found

@@ -17,14 +17,14 @@ def origins(tree: Tree, node: ast.expr) -> list[ast.expr]:
 
 def _origins(tree: Tree, node: ast.expr, depth: int) -> Iterator[ast.expr]:
     """Where a value comes from; what can't be followed is yielded as it is."""
-    found: list[ast.expr] = [] if depth == 0 or isinstance(node, ast.Constant) else list(_behind(tree, node))
+    found: list[ast.expr] = [] if depth == 0 or isinstance(node, ast.Constant) else list(behind(tree, node))
     if found:
         yield from (o for f in found for o in _origins(tree, f, depth - 1))
     else:
         yield node
 
 
-def _behind(tree: Tree, node: ast.expr) -> Iterator[ast.expr]:
+def behind(tree: Tree, node: ast.expr) -> Iterator[ast.expr]:
     """What a value is, one step back: each of the expressions that it can stand for."""
     if isinstance(node, ast.Name):
         yield from _name(tree, node)

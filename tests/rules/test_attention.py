@@ -84,6 +84,25 @@ def test_talking_heads_are_no_hidden_softmax():
     assert doctor.audit(sick, (X, Y), F.cross_entropy).has("hidden-softmax")
 
 
+class GraphLayers(nn.Module):
+    """A X W for a graph's adjacency matrix A, which comes with the data."""
+
+    def __init__(self, act):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.act = nn.Linear(12, 16), nn.Linear(16, 2), act
+
+    def forward(self, adjacency, x):
+        return adjacency @ self.b(self.act(adjacency @ self.a(x)))
+
+
+@pytest.mark.parametrize(("act", "sick"), [(torch.relu, False), (lambda h: h.softmax(-1), True)])
+def test_a_softmax_behind_a_graphs_adjacency_matrix(act, sick):
+    a = torch.eye(20) + (torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    batch = ({"adjacency": a / a.sum(1, keepdim=True), "x": torch.randn(20, 12)}, torch.randint(0, 2, (20,)))
+    assert doctor.audit(GraphLayers(act), batch, F.cross_entropy).has("hidden-softmax") is sick
+
+
 class Slots(nn.Module):
     """softmax(q K^T) V over rows that are learned; with a bias in between it is a hidden layer."""
 

@@ -403,6 +403,30 @@ def test_a_setting_is_changed_where_its_flow_is_certain(tmp_path, style):
     check(tmp_path, HEAD + text, HEAD + text.replace(old, new), "replace-activation", layers=[("1", "tanh", made)], op="tanh", to="relu")
 
 
+CALLED = ("class Net(nn.Module):\n    def __init__(self, act{}):\n        super().__init__()\n        self.act = {}\n\n"
+          "    def forward(self, x):\n        return self.act(x)\nnet = Net({})\n")
+FUNCTIONS = {
+    "a table of functions": ("ACT = {'relu': torch.relu, 'tanh': torch.tanh}\n" + CALLED.format("", "ACT[act]", "'tanh'"), "Net('tanh')", "Net('relu')"),
+    "a table with a lambda": ("ACT = {'r': nn.ReLU(), 'tanh': torch.tanh}\n" + CALLED.format("='tanh'", "ACT[act]", ""), "act='tanh'", "act='r'"),
+    "getattr": (CALLED.format("='tanh'", "getattr(torch, act)", ""), "act='tanh'", "act='relu'"),
+    "an attribute": (CALLED.format("=1", "torch.tanh", ""), "torch.tanh", "torch.relu"),
+    "a parameter": (CALLED.format("=torch.tanh", "act", ""), "torch.tanh", "torch.relu"),
+    "an argument": (CALLED.format("", "act", "torch.tanh"), "torch.tanh", "torch.relu")}
+
+
+@pytest.mark.parametrize("style", FUNCTIONS)
+def test_a_function_that_a_variable_holds(tmp_path, style):
+    text, old, new = FUNCTIONS[style]
+    check(tmp_path, HEAD + text, HEAD + text.replace(old, new), "replace-activation", layers=[("", "tanh", "self.act(x)")], op="tanh", to="relu")
+
+
+def test_a_lambda_in_a_table(tmp_path):
+    text = HEAD + "ACT = {'relu': torch.relu, 'soft': lambda h: h.softmax(-1)}\n" + CALLED.format("", "ACT[act]", "'soft'")
+    check(tmp_path, text, text.replace("Net('soft')", "Net('relu')"), "replace-activation", layers=[("", "softmax", "h.softmax(-1)")], op="softmax", to="relu")
+    alone = text.replace("'relu': torch.relu, ", "")
+    check(tmp_path, alone, alone.replace("h.softmax(-1)", "torch.relu(h)"), "replace-activation", layers=[("", "softmax", "h.softmax(-1)")], op="softmax", to="relu")
+
+
 @pytest.mark.parametrize(("text", "made", "why"), [
     (TABLE + "act = ACTS[load()['act']]()\n", "ACTS[load()['act']]()", "can't be told where .* set it to 'relu'"),
     ('def f(name):\n    return {"tanh": nn.Tanh()}[name]\nf("tanh")\n', "nn.Tanh()", "no name for ReLU"),
