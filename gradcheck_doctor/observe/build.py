@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from gradcheck_doctor.records.findings import NO_FORWARD
 from gradcheck_doctor.records.recording import InputRecord, LossRecord, ModuleRecord, Operation, ParameterRecord
 from gradcheck_doctor.records.sites import BlindSpot, Span
 
-RECURRENT = 8            # calls of one module before the first backward that make its square weights worth an eigenvalue
+RECURRENT = 8            # calls of one module, or uses of one matrix, before the first backward that make its square weights worth an eigenvalue
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -100,14 +101,15 @@ class ParameterBook:
 
     def _take_modules(self, observer: Observer) -> None:
         self._mark_loaded(observer.step)
-        columns = _by_columns(observer)
+        columns, uses = _by_columns(observer), _uses(observer)
         for module, path in observer.roots.names():
             for role, held in module._parameters.items():
                 parameter = None if held is None else observer.roots.sharded(module, role, held)
                 if parameter is not None and id(parameter) not in self.records:
                     trained = id(parameter) in self.loaded or self._copied(parameter, observer.step)
                     record = parameter_record(join(path, role), path, parameter, module, log=self.log, trained=trained,
-                                              recurrent=observer.roots.calls.get(id(module), 0) >= RECURRENT, columns=id(parameter) in columns)
+                                              recurrent=max(observer.roots.calls.get(id(module), 0), uses[id(parameter)]) >= RECURRENT,
+                                              columns=id(parameter) in columns)
                     self.records[id(parameter)] = (parameter, record)
                     self.first_seen[id(parameter)] = observer.step
                     if values := shard_values(parameter):
@@ -119,18 +121,19 @@ class ParameterBook:
         """Bare tensors behind a loss, as they are before the first step that changes them."""
         new = [n for n in observer.graph.nodes if any(p.is_leaf and id(p) not in self.records for p in n.parameters)] if observer.loss_nodes else []
         if new:
-            keep, prefixes = kept(observer), observer.roots.prefixes()
+            keep, prefixes, uses = kept(observer), observer.roots.prefixes(), _uses(observer)
             for node in new:
                 if node.index in keep:
-                    self.take_raw(node, place(observer, node, prefixes)[0])
+                    self.take_raw(node, place(observer, node, prefixes)[0], uses)
 
-    def take_raw(self, node: Node, path: str) -> None:
-        """Record a bare tensor that requires a gradient and was used as a weight."""
+    def take_raw(self, node: Node, path: str, uses: Counter[int]) -> None:
+        """Record a bare tensor that requires a gradient and was used as a weight; `uses` counts the operations by the ids of what they apply."""
         for place, parameter in enumerate(node.parameters):
             if id(parameter) not in self.records and parameter.is_leaf and not _freed(parameter):
                 name = join(path, f"<tensor {node.op}_{node.ordinal}_{place}>")
                 columns = _has_columns(node, parameter)
-                self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log, columns=columns))
+                recurrent = uses[id(parameter)] >= RECURRENT
+                self.records[id(parameter)] = (parameter, parameter_record(name, path, parameter, None, log=self.log, columns=columns, recurrent=recurrent))
                 if (row := first_row(parameter)) is not None:
                     self.starts[id(parameter)] = row
 
@@ -157,6 +160,11 @@ class ParameterBook:
 def _by_columns(observer: Observer) -> set[int]:
     """Ids of the parameters of user-defined layers whose units are columns."""
     return {id(p) for node in observer.graph.nodes for p in node.parameters if _has_columns(node, p)}
+
+
+def _uses(observer: Observer) -> Counter[int]:
+    """How many operations of this pass apply a parameter, by its id."""
+    return Counter(id(p) for node in observer.graph.nodes for p in node.parameters)
 
 
 def _has_columns(node: Node, parameter: Tensor) -> bool:
@@ -188,10 +196,10 @@ def operations(observer: Observer, book: ParameterBook, kind: str, since: int = 
     for node in nodes:
         site = (id(node.module), node.op, node.span)
         repeats[site] = repeats.get(site, 0) + 1
-    frozen, over_time = [], time_gradients(nodes)
+    frozen, over_time, uses = [], time_gradients(nodes), _uses(observer)
     for node in nodes:
         path, type_name = place(observer, node, prefixes)
-        book.take_raw(node, path)
+        book.take_raw(node, path, uses)
         total, first, last = node.activity.result() if node.activity is not None else (None, None, None)
         frozen.append(Operation(
             index=number[node.index], op=node.op, category=node.category, module=path, module_type=type_name, ordinal=node.ordinal,

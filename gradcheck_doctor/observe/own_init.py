@@ -54,10 +54,11 @@ def located(records: Sequence[ParameterRecord], modules: Mapping[str, nn.Module]
 
 
 def drawn(records: Sequence[ParameterRecord], operations: Iterable[Operation], read: Sequence[Source]) -> tuple[ParameterRecord, ...]:
-    """The records of bare tensors with `made` where the operand of their product, `x @ W1`, is a name that is given its value once, `W1 = torch.randn(...)`."""
+    """The records of bare tensors, and of those in dictionaries of parameters, with `made` where the operand of their product, `x @ W1` or `x @ p["W1"]`, is
+    given its value once: `W1 = torch.randn(...)`."""
     used = {name: o for o in operations for name in o.parameters}
     files = {of.file: of for of in read}
-    return tuple(replace(r, made=_drawn_at(files, o, r)) if r.origin is None and "<tensor" in r.name and (o := used.get(r.name)) is not None else r
+    return tuple(replace(r, made=_drawn_at(files, o, r)) if r.origin is None and not r.trained and (o := used.get(r.name)) is not None else r
                  for r in records)
 
 
@@ -70,11 +71,25 @@ def _drawn_at(files: Mapping[str, Source], operation: Operation, record: Paramet
     operands = [node.left, node.right] if isinstance(node, ast.BinOp) else node.args if node is not None else []
     fits = [o for o, shape in zip(operands, operation.input_shapes, strict=False) if shape in (record.shape, record.shape[::-1])]
     for operand in reversed(fits):                                  # x @ W: weights are mostly on the right
-        names = {n.id for n in ast.walk(operand) if isinstance(n, ast.Name)}
-        given = [v for n in of.nodes if isinstance(n, ast.Assign) for t, v in _pairs(n) if isinstance(t, ast.Name) and {t.id} == names]
+        given = _given(of, operand)
         if len(given) == 1 and any(isinstance(n, ast.Attribute) and n.attr in MAKERS for n in ast.walk(given[0])):
             return of.place(given[0])
     return None
+
+
+def _given(of: Source, operand: ast.expr) -> list[ast.expr]:
+    """What `W` is assigned, and what `self.p["W"]` has under its key, in the file."""
+    keys = {n.slice.value for n in ast.walk(operand) if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant) and isinstance(n.slice.value, str)}
+    if len(keys) != 1:
+        names = {n.id for n in ast.walk(operand) if isinstance(n, ast.Name)}
+        return [v for n in of.nodes if isinstance(n, ast.Assign) for t, v in _pairs(n) if isinstance(t, ast.Name) and {t.id} == names]
+    found: list[ast.expr] = []
+    for node in of.nodes:
+        if isinstance(node, ast.Dict):
+            found += [v for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant) and k.value in keys]
+        elif isinstance(node, ast.Assign):
+            found += [v for t, v in _pairs(node) if isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Constant) and t.slice.value in keys]
+    return _given(of, found[0]) if len(found) == 1 and isinstance(found[0], ast.Name) else found
 
 
 def _made(record: ParameterRecord, owner: nn.Module | None, fills: Sequence[Fill]) -> Span | None:

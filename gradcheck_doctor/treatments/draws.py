@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, LayerRow
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.flows import origins
 from gradcheck_doctor.treatments.tree import Tree
 
 LIBRARY = ("Linear", "Conv1d", "Conv2d", "Conv3d")
@@ -82,10 +83,10 @@ def draws(context: Context, rows: Iterable[LayerRow]) -> list[Draw]:
             used = tree.expression(row.location)
         except TreatmentRefused:
             continue
-        for name, fan in _weights(tree, used):
-            for each in (name, *_run_over(tree, used, name)):
-                for draw in _named(tree, used, each, fan):
-                    found.setdefault(draw.call, draw)
+        for name, fan, weight in _weights(tree, used):
+            mine = [draw for each in (name, *_run_over(tree, used, name)) for draw in _named(tree, used, each, fan)]
+            for draw in mine or _followed(tree, weight, fan):
+                found.setdefault(draw.call, draw)
     trained = [draw for draw in found.values() if _trained(draw)]
     return trained or list(found.values())
 
@@ -126,8 +127,16 @@ def is_own_layer(tree: Tree, node: ast.expr) -> ast.ClassDef | None:
     return found
 
 
-def _weights(tree: Tree, used: ast.expr) -> Iterator[tuple[str, int]]:
-    """(name of the weight, axis of its fan-in) of `h @ W`, `W @ h`, `F.linear(h, W)`, or of the uses in a layer's class."""
+def _followed(tree: Tree, weight: ast.expr, fan: int) -> Iterator[Draw]:
+    """The draws where a weight gets its value, however it is handed on: self.p["w"] of {"w": w} with w = torch.randn(...)."""
+    for origin in origins(tree, weight):
+        for call in ast.walk(origin):
+            if isinstance(call, ast.Call) and tree.source(call.func).rpartition(".")[2] in MAKERS:
+                yield Draw(tree, call, _factors(tree, call), fan)
+
+
+def _weights(tree: Tree, used: ast.expr) -> Iterator[tuple[str, int, ast.expr]]:
+    """(name of the weight, axis of its fan-in, the expression) of `h @ W`, `W @ h`, `F.linear(h, W)`, or of the uses in a layer's class."""
     owner = is_own_layer(tree, used)
     if owner is not None:
         for node in ast.walk(owner):
@@ -137,7 +146,7 @@ def _weights(tree: Tree, used: ast.expr) -> Iterator[tuple[str, int]]:
         yield from _operands(tree, used)
 
 
-def _operands(tree: Tree, node: ast.expr) -> Iterator[tuple[str, int]]:
+def _operands(tree: Tree, node: ast.expr) -> Iterator[tuple[str, int, ast.expr]]:
     name = tree.source(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
         yield from _side(tree, node.right, 0)
@@ -151,16 +160,17 @@ def _operands(tree: Tree, node: ast.expr) -> Iterator[tuple[str, int]]:
             yield from _side(tree, left, 1)
 
 
-def _side(tree: Tree, node: ast.expr, fan: int) -> Iterator[tuple[str, int]]:
+def _side(tree: Tree, node: ast.expr, fan: int) -> Iterator[tuple[str, int, ast.expr]]:
     """A weight, transposed or taken out of a list."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("t", "transpose"):
         node, fan = node.func.value, 1 - fan
     elif isinstance(node, ast.Attribute) and node.attr in ("T", "mT"):
         node, fan = node.value, 1 - fan
+    whole = node
     while isinstance(node, ast.Subscript):
         node = node.value
     if isinstance(node, ast.Name) or isinstance(node, ast.Attribute) and tree.source(node.value) == "self":
-        yield tree.source(node), fan
+        yield tree.source(node), fan, whole
 
 
 def _run_over(tree: Tree, used: ast.expr, name: str) -> Iterator[str]:

@@ -210,10 +210,16 @@ def _behind_assignment(context: Context, tree: Tree, owner: str, name: str, pres
         if line in tree.text:
             raise TreatmentRefused(f"{line} stands in the file already; something after it changes the weight")
         return tree.after(made[0], [line])
-    drawn = [d for d in draws(context, context.rows(prescription.modules)) if tree.source(tree.statement(d.call)).partition("=")[0].strip() == name]
+    rows = context.rows(prescription.modules)
+    drawn = [d for d in draws(context, rows) if tree.source(tree.statement(d.call)).partition("=")[0].strip() == name] or _at(context, prescription)
     if len(drawn) == 1:
         return drawn[0].orthogonal()
     raise TreatmentRefused(f"it can't be told where {name} is made; behind that, write {_call(tree.nn(), 'orthogonal', f'self.{name}')}")
+
+
+def _at(context: Context, prescription: Prescription) -> list[Draw]:
+    """The draw of the one weight that is applied where the prescription points."""
+    return draws(context, [LayerRow("", "matmul", 0, True, prescription.span)]) if prescription.span is not None else []
 
 
 SPECIAL = {"forget gate bias": forget_gate_bias, "class prior": class_prior, "zero output bias": zero_output_bias}

@@ -5,6 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import gradcheck_doctor as doctor
+from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.observe.parameters import _radius_by_powers
+from gradcheck_doctor.session import examine
+from gradcheck_doctor.treatments.plan import planned
 
 
 class Fused(nn.Module):
@@ -211,3 +215,62 @@ def test_a_forgetful_state_is_named_in_a_run_that_does_not_learn(decay, severity
 def test_a_stack_of_layers_in_a_loop_is_no_recurrence(way):
     report = doctor.audit(Deep(way), (torch.randn(64, 1, 8), torch.randint(0, 4, (64,))), loss=F.cross_entropy)
     assert not any(o.time_gradients for o in report.recording.operations)
+
+
+# -- a recurrence of the user's own that starts with a memory of nothing --------------------------------------------------------------------
+FORGETS = """
+import math
+import torch
+import torch.nn.functional as F
+torch.manual_seed(0)
+
+
+def make(hidden):
+    recurrent = {scale} * torch.randn(hidden, hidden)
+    weights = {{"w_in": torch.randn(4, hidden) / 2, "w_rec": recurrent}}
+    return torch.nn.ParameterDict({{k: torch.nn.Parameter(v) for k, v in weights.items()}})
+
+
+class Cell(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p, self.out = make(32), torch.nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 32)
+        for x_t in x.unbind(1):
+            h = torch.tanh(x_t @ self.p["w_in"] + h @ self.p["w_rec"])
+        return self.out(h)
+
+
+net = Cell()
+opt = torch.optim.Adam(net.parameters(), lr=2e-3)
+for step in range(60):
+    key = torch.randint(0, 4, (32,))
+    x = 0.1 * torch.randn(32, 20, 4)
+    x[:, {where}] += F.one_hot(key, 4)
+    opt.zero_grad()
+    F.cross_entropy(net(x), key).backward()
+    opt.step()
+"""
+
+
+@pytest.mark.parametrize(("scale", "where", "severity"), [("0.03", 0, "warning"), ("0.1", 0, "info"), ("0.03", -1, "info")])
+def test_a_recurrent_matrix_of_the_users_own_that_forgets_is_named_where_it_is_drawn(tmp_path, scale, where, severity):
+    """A radius of 0.56 is that of torch's default; what is asked at once needs no memory."""
+    path = tmp_path / "train.py"
+    path.write_text(FORGETS.format(scale=scale, where=where))
+    report = examine(run_script(str(path), None, []).recording, str(path)).report
+    found = next(f for f in report.findings if f.rule == "recurrent-init")
+    line = path.read_text().splitlines()[found.location.line - 1]
+    assert found.severity == severity and line.strip() == f"recurrent = {scale} * torch.randn(hidden, hidden)"
+    if severity == "warning":
+        assert report.findings[0] is found
+        (_, fix), *_ = planned(report, str(path), unsafe=True)
+        assert [e.text for e in fix.edits] == ["torch.nn.init.orthogonal_(torch.randn(hidden, hidden))"]
+
+
+@pytest.mark.parametrize("matrix", [torch.randn(300, 300, generator=torch.Generator().manual_seed(0)) / 300**0.5, torch.zeros(260, 260),
+                                    torch.linalg.qr(torch.randn(280, 280, generator=torch.Generator().manual_seed(0)))[0], 0.01 * torch.ones(257, 257)])
+def test_the_radius_of_a_large_matrix_is_that_of_its_eigenvalues(matrix):
+    assert _radius_by_powers(matrix) == pytest.approx(torch.linalg.eigvals(matrix.double()).abs().max().item(), rel=6e-3, abs=1e-6)

@@ -9,6 +9,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.records.ways import LAYERS, before
 from gradcheck_doctor.rules.flow import once
 
+EXPECTED = 100         # time steps beyond which a loss on the last step alone fades in any cell
 REPEATS = 8            # times one weight is applied in a forward before we call it a recurrence
 
 

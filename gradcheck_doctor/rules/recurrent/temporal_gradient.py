@@ -8,10 +8,9 @@ from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
 from gradcheck_doctor.rules.progress import mild, progress
-from gradcheck_doctor.rules.recurrent.cures import clip, recurrent_operations
+from gradcheck_doctor.rules.recurrent.cures import EXPECTED, clip, recurrent_operations
 
 LONG = 10              # time steps from which on a recurrence is judged
-EXPECTED = 100         # time steps beyond which a loss on the last step alone fades in any cell
 SMALLEST = 1e-45       # of float32
 
 
