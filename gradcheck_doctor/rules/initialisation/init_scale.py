@@ -9,10 +9,11 @@ from gradcheck_doctor.rules.attention import hard_attention
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, phi, runs, signal_ratio, untouched, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
-from gradcheck_doctor.rules.progress import mild
+from gradcheck_doctor.rules.progress import mild, progress
 
 FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
 EFFECT = 30.0         # factor by which signal or gradient must have changed end to end
+IDLE = 0.1            # share of the loss that is gone, below which nothing was learned
 GROSS = 1.5           # decades of variance above which a far too high first loss is no matter of taste, even where the training loss falls later
 
 
@@ -20,7 +21,8 @@ class InitScale(Rule):
     """Weights drawn far too large or too small for their fan-in, usually with one fixed standard deviation for all layers, or with a gain of the user's.
 
     What it measures: variance of the weights (of orthogonal ones, the square of their gain) over what their activation needs, in decades (|log10|), the
-    worst of a run of layers; reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off. Also of the
+    worst of a run of layers; reported only if the signal or the gradient measured along the run left [1/30, 30] or the first loss is far off (three times
+    that of a guess, where most of the model is drawn too large and the loss does not fall below the guess's). Also of the
     queries and keys of an attention that chooses one key in each row from the first step on.
 
     Why it matters: N(0, 1) weights in 500-wide layers start at a loss of 4e4; N(0, 0.01) weights lose the signal within a few layers.
@@ -80,7 +82,7 @@ class InitScale(Rule):
         gross = False
         if loss is not None and loss.value is not None and loss.classes and worst > 0:
             gross = worst >= GROSS and len(run.layers) >= 3 and loss.value > 3 * math.log(max(loss.classes, 2))   # it generalises worse even where it fits
-            effect = effect or gross
+            effect = effect or gross or loss.value > 3 * math.log(max(loss.classes, 2)) and _idle(recording) and _everywhere(recording)
         scheme = right_scheme(run.activations)[0]
         place = record.origin or location(recording, run.layers[0])
         return Measurement(
@@ -106,6 +108,20 @@ class InitScale(Rule):
             return initialise(recording, [recording.operation(i) for i in m.operations], ())
         run = next(r for r in runs(recording) if r.indices == m.operations)
         return initialise(recording, run.layers, run.activations)
+
+
+def _idle(recording: Recording) -> bool:
+    """A run whose loss ends where a constant guess or its own start is."""
+    gone = progress(recording)
+    return recording.kind == "run" and gone is not None and gone < IDLE
+
+
+def _everywhere(recording: Recording) -> bool:
+    """More than half of the model's weight matrices start with ten times the variance of Glorot's, or more."""
+    held = [w for o in recording.operations if o.category == "layer" and (w := weight(recording, o)) is not None and w.gain and w.count >= 16]
+    matrices = {w.name: w for w in held}.values()
+    large = [w for w in matrices if not w.trained and _gain(w) ** 2 >= 10 * _target(w, "glorot normal")]
+    return 2 * len(large) > len(matrices)
 
 
 def _gain(record: ParameterRecord) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradcheck_doctor.records.findings import Prescription
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
 from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, raised, summed_batches, update_ratios
@@ -25,6 +25,8 @@ LEAP = 3.0             # largest loss of the start over the first from which on 
 UNCORRECTED = ("Adagrad", "RMSprop", "Adadelta", "Rprop", "Adafactor")     # their first step has the size of the rate, or ten times that, whatever the gradient
 HEAVY = 0.95           # momentum from which on it can be the fault
 HALF = 0.5             # of the full rate: a schedule that begins below is not stepped too often, it is too small
+MOVED = 0.05           # of the weights, all steps of the run together
+SLOW = 100.0           # times the usual rate is more than this one
 STILL = 1e-4           # update ratio below which weights practically stay where they were
 CERTAIN = 290          # order of a schedule that left no rate: nothing else can be told of such a run
 NEARLY_ALL = 0.9       # of the loss: where that is gone, no rate was missing
@@ -153,6 +155,13 @@ class LearningRateTooHigh(Rule):
         return tuple(cures)
 
 
+def _crawls(recording: Recording, record: OptimizerRecord, lr: float, ratio: float, gone: float) -> bool:
+    """The loss of fresh weights fell a little, by steps that together can't have changed them by a twentieth: at such a rate a run takes a hundred times as long."""
+    fresh = not any(p.trained for p in recording.parameters) and record.scheduled is None
+    slow = lr <= USUAL.get(record.name, 0.0) / SLOW and ratio <= STILL / 2 and ratio * recording.total_steps <= MOVED
+    return fresh and slow and gone < 0.3 and recording.total_steps >= 100
+
+
 class LearningRateTooLow(Rule):
     """The optimizer's steps are so small that the weights practically stay where they were.
 
@@ -165,6 +174,9 @@ class LearningRateTooLow(Rule):
     A cosine has 50 %, decay by 0.9 in each of 100 epochs 10 %.
 
     Why it matters: at 1e-6 a step, a thousand steps change a weight by a thousandth.
+
+    A loss that falls is no objection where it falls by less than 30 % in 100 steps or more, at a hundredth of the optimizer's usual rate or less, by steps
+    which together can't have changed the weights by a twentieth: it is on its way, and would be for days.
 
     When it is harmless: the end of a schedule, fine-tuning, very long runs; a warm-up of which only the beginning was run (--max-steps); a plateau
     scheduler that lowers the rate where what it watches stands still.
@@ -206,7 +218,8 @@ class LearningRateTooLow(Rule):
                                         **({"squared": True} if squared else {}), **({"rare": True} if rare else {}),
                                         **({"mode": record.plan.mode} if wrong else {})})
         elif value > 0 and not (gone > 0.1 and lr >= USUAL.get(record.name, math.inf)):      # a usual rate, and the loss falls: nothing to say
-            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if gone > 0.1 or on_a_plateau(recording, record) else None,
+            falls = gone > 0.1 and not _crawls(recording, record, lr, value, gone)
+            yield Measurement(value=value, location=record.built or record.stepped, cap="info" if falls or on_a_plateau(recording, record) else None,
                               evidence=evidence)
 
     def message(self, m: Measurement) -> str:

@@ -1,0 +1,86 @@
+"""What is a matter of taste where a run learns is its fault where it does not: weights drawn too large in a normalised network, a rate with which it takes days."""
+import pytest
+
+from gradcheck_doctor.integrations.script import run_script
+from gradcheck_doctor.rules.engine import diagnose
+
+TAGGER = """
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+torch.manual_seed(0)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.f = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.ff = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.a(x)).chunk(3, -1)
+        x = x + self.proj(((q @ k.mT) / 32**0.5).softmax(-1) @ v)
+        return x + self.ff(self.f(x))
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tok, self.norm, self.head = nn.Embedding(8, 32), nn.LayerNorm(32), nn.Linear(32, {classes})
+        self.blocks = nn.Sequential(Block(), Block())
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.data.normal_(mean=0.0, std={std})
+
+    def forward(self, ids):
+        return self.head(self.norm(self.blocks(self.tok(ids))))
+
+
+model = Tagger()
+opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for step in range(60):
+    ids = torch.randint(0, 8, (16, 12))
+    y = {task}
+    opt.zero_grad()
+    F.cross_entropy(model(ids).flatten(0, 1), y.flatten()).backward()
+    opt.step()
+"""
+COUNTS = "((ids[:, :, None] == ids[:, None]).sum(-1) - 1).clamp(max=2)"
+
+
+@pytest.mark.parametrize(("std", "task", "classes", "severity"), [
+    ("1.0", COUNTS, 3, "error"), ("1.0", "ids % 2", 2, "info"), ("0.05", COUNTS, 3, None)])
+def test_weights_drawn_too_large_everywhere(tmp_path, std, task, classes, severity):
+    """A parity of single tokens is learned with such weights as well."""
+    path = tmp_path / "train.py"
+    path.write_text(TAGGER.format(std=std, task=task, classes=classes))
+    found = diagnose(run_script(str(path), None, []).recording)
+    assert [f.severity for f in found if f.rule == "init-scale"][:1] == ([severity] if severity else [])
+    if severity == "error":
+        assert found[0].rule == "init-scale" and path.read_text().splitlines()[found[0].location.line - 1].strip().startswith("module.weight.data.normal_")
+
+
+CRAWLS = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+opt = torch.optim.Adam(net.parameters(), lr={lr})
+for step in range({steps}):
+    x = torch.rand(64, 2)
+    opt.zero_grad()
+    nn.functional.mse_loss(net(x)[:, 0], 4 * x[:, 0] - 2).backward()
+    opt.step()
+"""
+
+
+@pytest.mark.parametrize(("lr", "steps", "severity"), [
+    ("5e-6", 400, "warning"),
+    ("1e-4", 400, None),
+    ("1e-3", 400, None)])
+def test_a_loss_that_falls_as_slowly_as_it_must(tmp_path, lr, steps, severity):
+    path = tmp_path / "train.py"
+    path.write_text(CRAWLS.format(lr=lr, steps=steps))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "learning-rate-too-low"]
+    assert [f.severity for f in found] == ([severity] if severity else [])
