@@ -49,7 +49,7 @@ def replace_activation(context: Context, finding: Finding, prescription: Prescri
             edits += _written_out(tree, power, to, slope)
             continue
         node = tree.call(row.location)
-        edits += _module(tree, node, to, slope) if _builds(tree, node, row.op) else _function(tree, node, row.op, to, slope)
+        edits += exchanged(tree, node, to, slope) if _builds(tree, node, row.op) else _function(tree, node, row.op, to, slope)
     if not edits:
         raise TreatmentRefused("the expression that makes the activation was not found")
     return list(dict.fromkeys([*edits, *_weights(context, finding, rows, to, str(prescription.arguments.get("scheme") or FAMILY.get(to, "")))]))
@@ -75,7 +75,7 @@ def _applies(tree: Tree, node: ast.Call, op: str) -> bool:
     return not op or name == op or name in ALSO.get(op, ())
 
 
-def _module(tree: Tree, node: ast.Call, to: str, slope: float) -> list[Edit]:
+def exchanged(tree: Tree, node: ast.Call, to: str, slope: float) -> list[Edit]:
     found = choice(tree, node)
     if found is not None:
         return [changed(tree, found, CLASS[to])]
@@ -208,7 +208,7 @@ def _probabilities(tree: Tree, node: ast.Call, op: str, finding: Finding) -> lis
     loss = str(finding.evidence.get("loss", ""))
     if finding.rule == "single-unit-softmax":
         if probabilities_wanted(tree, node) and renamed(tree, {"BCELoss": "", "binary_cross_entropy": ""}):
-            return _module(tree, node, "sigmoid", 0.0) if _builds(tree, node, op) else _function(tree, node, op, "sigmoid", 0.0)
+            return exchanged(tree, node, "sigmoid", 0.0) if _builds(tree, node, op) else _function(tree, node, op, "sigmoid", 0.0)
         return [*_removed(tree, node, op), *renamed(tree, {"BCELoss": "BCEWithLogitsLoss", "binary_cross_entropy": "binary_cross_entropy_with_logits"})]
     if op == "sigmoid" and loss == "binary_cross_entropy_with_logits" and probabilities_wanted(tree, node):
         return renamed(tree, {"BCEWithLogitsLoss": "BCELoss", "binary_cross_entropy_with_logits": "binary_cross_entropy"})
@@ -223,27 +223,6 @@ def _without_element(tree: Tree, node: ast.Call) -> Edit | None:
         return None
     end, here = tree.span(siblings[place - 1]), tree.span(node)
     return Edit(Span(here.file, end.end_line or end.line, end.end_column or 1, here.end_line, here.end_column), "")
-
-
-def add_activation(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
-    """The activation around the input of each layer that follows another one directly."""
-    unused = str(prescription.arguments.get("unused", "")).rpartition(".")[2]
-    tree = context.tree_of(finding.location)
-    names = {m.rpartition(".")[2] for m in prescription.modules}
-    edits = []
-    for node in ast.walk(tree.root):
-        if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names and len(node.args) == 1
-                and tree.source(node.func.value) == "self"):
-            wrapper = f"self.{unused}" if unused else f"{_relu(tree)}relu"
-            edits.append(tree.replace(node.args[0], f"{wrapper}({tree.source(node.args[0])})"))
-    if not edits:
-        raise TreatmentRefused("the calls of the layers were not found in forward")
-    return edits
-
-
-def _relu(tree: Tree) -> str:
-    """F where the file has it, else torch."""
-    return tree.functional() if "torch.nn.functional" in tree.imported else tree.torch()
 
 
 def straight_through(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
@@ -289,4 +268,4 @@ def _always_runs(tree: Tree, node: ast.AST, statement: ast.stmt) -> bool:
 
 PLANNERS = {"replace-activation": replace_activation, "remove-output-activation": remove_call, "remove-activation": remove_call,
             "score-loss": score_loss,
-            "add-activation": add_activation, "straight-through": straight_through}
+            "straight-through": straight_through}

@@ -41,14 +41,10 @@ def behind(tree: Tree, node: ast.expr) -> Iterator[ast.expr]:
 
 
 def _name(tree: Tree, node: ast.Name) -> Iterator[ast.expr]:
-    function = tree.function(node)
-    if function is not None and not list(_bound(tree, function, node.id)):
-        given = list(given_for(tree, function, node.id))
-        if given:
-            yield from given
-            return
-    for home in dict.fromkeys((function, None)):
-        found = list(_bound(tree, home, node.id))
+    """What a name is given in its function, else in those around that, else in the module."""
+    functions = [n for n in tree.up(node) if isinstance(n, ast.FunctionDef)]
+    for home in (*functions, None):
+        found = list(_bound(tree, home, node.id)) or (list(given_for(tree, home, node.id)) if home is not None else [])
         if found:
             yield from found
             return

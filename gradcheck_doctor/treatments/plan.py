@@ -20,6 +20,7 @@ from gradcheck_doctor.treatments import (
     layers,
     losses,
     modes,
+    nonlinearity,
     precision,
     registration,
     schedules,
@@ -31,7 +32,7 @@ from gradcheck_doctor.treatments.context import Context, Planner
 GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **axes.PLANNERS, **branches.PLANNERS,
                                    **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS, **gradients.PLANNERS,
-                                   **modes.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS, **settings.PLANNERS}
+                                   **modes.PLANNERS, **nonlinearity.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS, **settings.PLANNERS}
 
 
 @functools.cache
