@@ -19,7 +19,8 @@ def put(tree: Tree, node: ast.Call, front: str = "", behind: str = "") -> list[E
     """
     if _listed(tree, node):
         return [_around(tree, node, front, behind, wrap=False)]
-    called = _called(tree, node, front, behind)
+    appended = _appended(tree, node, front, behind)
+    called = [appended] if appended is not None else _called(tree, node, front, behind)
     if called:
         return called
     statement = tree.statement(node)
@@ -27,7 +28,7 @@ def put(tree: Tree, node: ast.Call, front: str = "", behind: str = "") -> list[E
     if name:
         uses = list(_bare(tree, statement, name))
         if uses:
-            return [_around(tree, use, front, behind, wrap=not _listed(tree, use)) for use in uses]
+            return [_appended(tree, use, front, behind) or _around(tree, use, front, behind, wrap=not _listed(tree, use)) for use in uses]
     if (held := _held(tree, statement)) and (asked := next(_asked(tree, node, held), None)):
         paired = _paired(tree, node, held, front, behind)
         if paired:
@@ -53,6 +54,17 @@ def _listed(tree: Tree, node: ast.expr) -> bool:
     if isinstance(parent, ast.List) and isinstance(above, ast.Call):
         return "ModuleList" not in tree.source(above.func)
     return isinstance(parent, (ast.List, ast.Tuple)) and not isinstance(above, ast.Assign)
+
+
+def _appended(tree: Tree, node: ast.expr, front: str, behind: str) -> Edit | None:
+    """layers.append(norm) beside layers.append(layer), where a Sequential is made of *layers."""
+    parent, statement = tree.parents[node], tree.statement(node)
+    grown = tree.source(parent.func.value) if isinstance(parent, ast.Call) and isinstance(parent.func, ast.Attribute) and parent.func.attr == "append" else ""
+    starred = any(isinstance(n, ast.Starred) and tree.source(n.value) == grown and isinstance(call := tree.parents[n], ast.Call)
+                  and tree.source(call.func).rpartition(".")[2] == "Sequential" for n in ast.walk(tree.function(node) or tree.root))
+    if not grown or not starred or not isinstance(statement, ast.Expr) or statement.value is not parent:
+        return None
+    return tree.before(statement, [f"{grown}.append({front})"]) if front else tree.after(statement, [f"{grown}.append({behind})"])
 
 
 def _called(tree: Tree, node: ast.Call, front: str, behind: str) -> list[Edit]:

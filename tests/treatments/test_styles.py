@@ -475,6 +475,9 @@ def test_a_layer_whose_weight_is_asked_for_by_name_stays_what_it_is(tmp_path):
                    "        layers += [fc, nn.ReLU()]\n    return nn.Sequential(*layers)\n")
     check(tmp_path, text, text.replace("[fc,", "[fc, nn.BatchNorm1d(8),"), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
     text = text.replace("layers += [fc, nn.ReLU()]", "layers.append(fc)")
+    after = text.replace("append(fc)\n", "append(fc)\n        layers.append(nn.BatchNorm1d(8))\n")
+    check(tmp_path, text, after, "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
+    text = text.replace("nn.Sequential(*layers)", "layers")
     check(tmp_path, text, text.replace("append(fc)", "append(nn.Sequential(fc, nn.BatchNorm1d(8)))"), "insert-norm", layers=[("0", "linear", FIRST)], norm="batch")
     text = HEAD + ("class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 8)\n"
                    "        nn.init.zeros_(self.a.bias)\n\n    def forward(self, x):\n        return self.a(x.flatten(1))\n")
