@@ -160,7 +160,8 @@ def _of_application(made: Application, function: InitFunction, target: nn.Module
     if not drawn:
         layers = list(_meant(function, target))
         if layers and not function.own_means:
-            yield _fact("unmatched", function, made.span, layers, paths)
+            early = all((log.modules.get(layer) or 0) > made.tick for layer in layers)
+            yield _fact("too early" if early else "unmatched", function, made.span, layers, paths)
         return
     done = [m for m in _layers(target) if any(i.span is not None and _inside(i.span, function) for i in log.initialisations(m.weight))
             or function.on_data and m.weight.data_ptr() in drawn]

@@ -16,6 +16,7 @@ from gradcheck_doctor.treatments import (
     clipping,
     gradients,
     holdings,
+    init_calls,
     initialise,
     layers,
     losses,
@@ -31,7 +32,8 @@ from gradcheck_doctor.treatments.context import Context, Planner
 
 GROUP = "gradcheck_doctor.treatments"
 PLANNERS: Mapping[str, Planner] = {**training.PLANNERS, **activations.PLANNERS, **architecture.PLANNERS, **axes.PLANNERS, **branches.PLANNERS,
-                                   **initialise.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS, **clipping.PLANNERS, **gradients.PLANNERS,
+                                   **initialise.PLANNERS, **init_calls.PLANNERS, **layers.PLANNERS, **losses.PLANNERS, **holdings.PLANNERS,
+                                   **clipping.PLANNERS, **gradients.PLANNERS,
                                    **modes.PLANNERS, **nonlinearity.PLANNERS, **precision.PLANNERS, **registration.PLANNERS, **schedules.PLANNERS, **settings.PLANNERS}
 
 

@@ -172,3 +172,11 @@ def test_a_small_head_is_a_design(tmp_path):
     assert [f.code for f in report.findings if f.severity != "info"] == []
     head = resolve(str(tmp_path / "net_file.py"))[0].model[-1].weight.detach()
     assert torch.linalg.matrix_norm(head, 2).item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_an_apply_in_front_of_the_layers_is_too_early(tmp_path):
+    early = net().replace("super().__init__()\n", "super().__init__()\n        self.apply(init_weights)\n")
+    (finding,) = found(audit(tmp_path, FUNCTION.format(test="isinstance(m, nn.Linear)") + early + "net = Net()\n"), "GD105")
+    assert finding.severity == "warning" and "was applied before 17 layers (Linear) had been built" in finding.message
+    assert finding.location.line == line_of(tmp_path, "self.apply(init_weights)")
+    assert [(f.prescription.treatment, f.prescription.arguments["form"]) for f in finding.fixes] == [("apply-init", "too early")]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import ParameterRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import phi, runs, weight
@@ -11,14 +12,16 @@ from gradcheck_doctor.rules.initialisation.init_activation_mismatch import InitA
 from gradcheck_doctor.theory.propagation import expected_attenuation
 from gradcheck_doctor.theory.schemes import DEFAULT, TOO_SMALL
 
+CURES = {"too early": "Apply {} at the end of __init__", "never called": "Call {} where the layers have been made", "replaced": "Apply {} to this layer, too"}
+
 
 class InitNotApplied(Rule):
     """The file defines an initialisation, yet the weights it was meant for are still those that PyTorch drew.
 
-    What it measures: decades of signal or gradient, over a run of layers, that the intended initialisation would win back. Three ways to miss are
-    told apart: `apply` ran but the function's tests matched no layer; a function with the name of an initialiser was never called while the model
-    was built; a layer was built after `apply` and replaced one that had been initialised. Every weight in question must follow PyTorch's default and
-    have no other initialisation.
+    What it measures: decades of signal or gradient, over a run of layers, that the intended initialisation would win back. Four ways to miss are
+    told apart: `apply` ran before the layers were built; it ran but the function's tests matched no layer; a function with the name of an initialiser
+    was never called while the model was built; a layer was built after `apply` and replaced one that had been initialised. Every weight in question
+    must follow PyTorch's default and have no other initialisation.
 
     Why it matters: the author believes the layers to be initialised. Where depth makes the default matter, this is the cause of what
     init-activation-mismatch sees.
@@ -51,9 +54,18 @@ class InitNotApplied(Rule):
         many = f"{e['layers']} layers ({', '.join(e['types'])})" if e["layers"] > 1 else f"{m.module or 'the model'} ({', '.join(e['types'])})"
         keep = "keep" if e["layers"] > 1 else "keeps"
         said = {"unmatched": f"{e['function']} was applied but matched none of {many}" + (f", it looks for {', '.join(e['looks_for'])}" if e["looks_for"] else ""),
+                "too early": f"{e['function']} was applied before {many} had been built",
                 "never called": f"{e['function']} was not called while the model was built: {many} {keep} PyTorch's default weights",
                 "replaced": f"{many} was built after {e['function']} had been applied and {keep} PyTorch's default weights"}[e["form"]]
         return said + (f"; it would win back a factor of {10 ** m.value:.2g} of signal or gradient over the depth of the net" if m.value >= 1 else "")
+
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        form, function = m.evidence["form"], m.evidence["function"]
+        if form not in CURES:
+            return ()
+        return (Prescription("apply-init", CURES[form].format(function), kind="init", span=m.location, modules=m.modules,
+                             arguments={"form": form, "function": function}),)
 
 
 def _untouched(record: ParameterRecord) -> bool:
