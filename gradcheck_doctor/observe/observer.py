@@ -19,7 +19,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
-from gradcheck_doctor.observe import process
+from gradcheck_doctor.observe import process, warned
 from gradcheck_doctor.observe.again import follow
 from gradcheck_doctor.observe.analysis import record
 from gradcheck_doctor.observe.calls import clipping
@@ -104,6 +104,7 @@ class Observer(TorchFunctionMode):
         self.scope.on_first = None
         if not self._on:
             self._on = True
+            warned.begin()
             with modes_lifted():
                 self.__enter__()
 
@@ -112,6 +113,7 @@ class Observer(TorchFunctionMode):
         self.scope.detach()
         if self._on and get_ident() == self._thread:
             self._on = False
+            warned.end()
             drop_mode(self)
 
     def close(self) -> None:

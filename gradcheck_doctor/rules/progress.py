@@ -7,6 +7,7 @@ from statistics import median
 from gradcheck_doctor.records.recording import LossRecord, Recording
 
 LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
+FLAT = 0.1             # share of the first loss that must be gone for a run to have gone anywhere
 FEWEST = 10            # losses from which on a phase can be judged
 ABNORMAL = 2.0         # first losses over those of the first twentieth, from which on the start itself was the fault
 
@@ -102,6 +103,12 @@ def progress(recording: Recording, until: int | None = None, *, early: bool = Fa
         first = min(first, guess)
     scale = max(abs(first), abs(last), 1e-30) if first <= 0 else first
     return (first - last) / scale
+
+
+def went_nowhere(recording: Recording) -> bool:
+    """A run whose loss ends where a constant guess or its own start is."""
+    gone = progress(recording)
+    return recording.kind == "run" and gone is not None and gone < FLAT
 
 
 def falling(recording: Recording) -> bool:

@@ -9,6 +9,8 @@ from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import method
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.flows import origins
+from gradcheck_doctor.treatments.numbers import literal
 from gradcheck_doctor.treatments.tree import Tree
 
 _DETACH = re.compile(r"\s*\.\s*detach\s*\(\s*\)$")
@@ -29,6 +31,23 @@ def remove_detach(context: Context, finding: Finding, prescription: Prescription
     if tree.source(node.func) == f"{tree.torch()}detach" and len(node.args) == 1 and not node.keywords:
         return [tree.replace(node, f"({tree.source(node.args[0])})" if isinstance(node.args[0], (ast.BinOp, ast.UnaryOp)) else tree.source(node.args[0]))]
     raise TreatmentRefused("detach() is not called there; take it off where the value loses its gradient")
+
+
+def drop_factor(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """h * 1e-5 and h / 1e5 become h."""
+    tree = context.tree_of(prescription.span)
+    node, factor = tree.expression(prescription.span), float(prescription.arguments["factor"])
+    sides = [node.left, node.right] if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)) else []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("mul", "div") and len(node.args) == 1:
+        sides = [node.func.value, node.args[0]]
+    elif isinstance(node, ast.Call) and tree.source(node.func) in (f"{tree.torch()}mul", f"{tree.torch()}div") and len(node.args) == 2:
+        sides = list(node.args)
+    numbers = [side for side in sides if any((value := literal(n)) is not None and abs(value - factor) <= 1e-6 * abs(factor) for n in origins(tree, side))]
+    if len(sides) != 2 or len(numbers) != 1:
+        raise TreatmentRefused(f"the factor {factor:g} could not be found there; leave it out")
+    kept = next(side for side in sides if side is not numbers[0])
+    bare = isinstance(kept, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)) or isinstance(tree.parents[node], (ast.Assign, ast.Return))
+    return [tree.replace(node, tree.source(kept) if bare else f"({tree.source(kept)})")]
 
 
 def _data_of(tree: Tree, value: ast.expr) -> ast.Attribute | None:
@@ -111,4 +130,4 @@ def _without(tree: Tree, block: list[ast.stmt], place: int) -> Edit:
     raise TreatmentRefused("zero_grad() does not stand on a line that can be taken out; move it in front of backward() by hand")
 
 
-PLANNERS = {"remove-detach": remove_detach, "leave-no-grad": leave_no_grad, "move-zero-grad": move_zero_grad}
+PLANNERS = {"drop-factor": drop_factor, "remove-detach": remove_detach, "leave-no-grad": leave_no_grad, "move-zero-grad": move_zero_grad}

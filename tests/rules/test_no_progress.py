@@ -84,3 +84,50 @@ def test_a_loss_that_falls_as_slowly_as_it_must(tmp_path, lr, steps, severity):
     path.write_text(CRAWLS.format(lr=lr, steps=steps))
     found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "learning-rate-too-low"]
     assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+LOOSE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+torch.manual_seed(0)
+x, y = torch.randn(320, 12), torch.randint(0, 3, (320,))
+y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        {between}
+        return self.b(h)
+
+
+net = Net()
+opt = torch.optim.Adam(net.parameters(), lr=1e-2)
+for epoch in range(5):
+    for i in torch.randperm(320).split(32):
+        opt.zero_grad()
+        {loss}
+        loss.backward()
+        opt.step()
+"""
+CROSS = "loss = F.cross_entropy(net(x[i]), y[i])"
+
+
+@pytest.mark.parametrize(("between", "loss", "rule", "severity", "line", "cure"), [
+    ("h = h.view(20, -1).t()", CROSS, "batch-mixing", "warning", "h = h.view", "permute-axes"),
+    ("h = h * 1e-5", CROSS, "gradient-choke", "warning", "h = h * 1e-5", "drop-factor"),
+    ("", "loss = F.mse_loss(net(x[i]).argmax(1).float().requires_grad_(), y[i].float())", "no-gradient", "error", "loss = F.mse_loss", None),
+    ("", CROSS, None, None, None, None)])
+def test_faults_of_a_run_that_goes_nowhere(tmp_path, between, loss, rule, severity, line, cure):
+    path = tmp_path / "train.py"
+    path.write_text(LOOSE.format(between=between, loss=loss))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.severity != "info"]
+    assert [(f.rule, f.severity) for f in found[:1]] == ([(rule, severity)] if rule else [])
+    if rule:
+        assert path.read_text().splitlines()[found[0].location.line - 1].strip().startswith(line) and "unoptimized-parameter" not in {f.rule for f in found}
+        assert [f.prescription.treatment for f in found[0].fixes] == ([cure] if cure else [])

@@ -7,17 +7,17 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import LossRecord, Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
-from gradcheck_doctor.rules.progress import mild
+from gradcheck_doctor.rules.progress import mild, went_nowhere
 
 
 class BatchMixing(Rule):
     """A view or reshape is used where a transpose was meant, or a softmax goes over the samples: they leak into each other.
 
     What it measures: view and reshape operations inside a model whose result has the same axis lengths in another order, which is no transpose
-    but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model. Also 2: a permute took the batch off the first axis, and a
-    view or reshape right behind it names the batch first again. Also 2: a fused recurrent or attention layer that takes the first axis for time gets
-    the loss's batch there, and something else in the axis it takes for the batch. Also 2: a softmax over the first axis, inside a model, of values with as
-    many samples there as the loss has, and no other axis of that length.
+    but a scramble: 2 when the batch axis moved, 1 for two-dimensional ones outside a model, or in one that learns. Also 2: a permute took the batch off
+    the first axis, and a view or reshape right behind it names the batch first again. Also 2: a fused recurrent or attention layer that takes the first
+    axis for time gets the loss's batch there, and something else in the axis it takes for the batch. Also 2: a softmax over the first axis, inside a
+    model, of values with as many samples there as the loss has, and no other axis of that length.
 
     Why it matters: each sample's prediction depends on the others in the batch; the loss may fall a little, evaluation on other batches fails.
 
@@ -52,7 +52,8 @@ class BatchMixing(Rule):
                 continue
             if len(before) < 2 or before == after or sorted(before) != sorted(after) or before[0] <= 1 or len(set(before)) < len(before):
                 continue
-            inside = bool(operation.module_type) and len(before) > 2 and after[0] != before[0]
+            moved = bool(operation.module_type) and after[0] != before[0]
+            inside = moved and (len(before) > 2 or before[0] in sizes and went_nowhere(recording))
             if inside or len(before) == 2:
                 yield Measurement(value=2.0 if inside else 1.0, module=operation.module, op=operation.op, location=location(recording, operation),
                                   operations=(operation.index,), cap=mild(recording), evidence={"before": before, "after": after})

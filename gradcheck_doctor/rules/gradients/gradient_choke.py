@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
+from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import ahead, back, gradient_ratio, location, runs, start
-from gradcheck_doctor.rules.progress import mild, progress
+from gradcheck_doctor.rules.progress import mild, went_nowhere
 
 FACTORS = ("arg1", "other", "divisor")
 CAUSE = 320            # in causal order: an initialisation cannot make it good
-FLAT = 0.1             # share of the loss that must be gone for a run to have gone anywhere
 FAINT = 1e-2           # rms of what a layer is given, below which its bias is all that it gives on
 
 
@@ -35,10 +35,10 @@ class GradientChoke(Rule):
     summary = "one layer takes nearly all of the gradient away"
     threshold = Threshold(1e-2, 1e-4, "gradient ratio across one layer", "neighbours of healthy layers stay within a factor of 10", "below")
     order = 615
-    explains = ("GD201", "GD301", "GD208", "GD608", "GD702", "GD307")
+    explains = ("GD201", "GD301", "GD208", "GD608", "GD702", "GD307", "GD701")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        if recording.kind == "run" and (gone := progress(recording)) is not None and gone < FLAT:
+        if went_nowhere(recording):
             yield from _scalings(recording)
         for run in runs(recording):
             if run.recurrent or len(run.layers) < 4:
@@ -58,6 +58,12 @@ class GradientChoke(Rule):
             return (f"{what} is {f'divided by {factor:g}' if m.op == 'div' else f'multiplied by {factor:g}'}: the layer behind is given an rms of "
                     f"{m.evidence['rms']:.2g}, and only {m.value:.2g} of the gradient passes (limit {{limit}})")
         return f"only {m.value:.2g} of the gradient passes this layer (limit {{limit}}), its neighbours let it through"
+
+    def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if m.evidence.get("summed") != 1:
+            return ()
+        return (Prescription("drop-factor", f"Leave out the factor {m.evidence['factor']:g}", kind="other", span=m.location, modules=(m.module,),
+                             arguments={"factor": m.evidence["factor"]}),)
 
 
 def _scalings(recording: Recording) -> Iterator[Measurement]:

@@ -97,6 +97,9 @@ class NoGradient(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "anew" in e:
+            return (f"no weight gets a gradient: on all {e['reached']} observed steps the loss begins at a tensor made anew with requires_grad, "
+                    "which is not what the model computed (argmax(), item(), detach() and numpy() end the gradient)")
         if "reached" in e:
             return (f"no weight gets a gradient: on all {e['reached']} observed steps backward begins at a value that is cut off from the model "
                     "(item(), detach(), a tensor made anew from numbers)")
@@ -225,14 +228,20 @@ def _thrown_away(recording: Recording) -> Measurement | None:
 
 
 def _cut_off(recording: Recording) -> Measurement | None:
-    """Backward ran on every step and reached nothing of the model: no parameter ever had a gradient, no operation either, and no weight moved."""
+    """Backward ran on every step and reached nothing of the model: no parameter ever had a gradient, no weight moved, and the loss has no operation, or
+    begins at a tensor of its own that was made to require a gradient."""
     rows = [row for p in recording.parameters if p.trainable and p.in_optimizer for row in recording.parameter_steps.get(p.name, ())]
     backward = recording.events_of("backward")
     steps = len({row.step for row in rows})
-    if (len(recording.optimizers) != 1 or not backward or steps < FEWEST or any(row.grad_norm is not None or row.update_ratio for row in rows)
-            or any(seen.gradient is not None for o in recording.operations for seen in o.observed)):
+    if len(recording.optimizers) != 1 or not backward or steps < FEWEST or any(row.grad_norm is not None or row.update_ratio for row in rows):
         return None
-    return Measurement(value=1.0, location=backward[0].span, order=130, evidence={"reached": steps})
+    if not any(seen.gradient is not None for o in recording.operations for seen in o.observed):
+        return Measurement(value=1.0, location=backward[0].span, order=130, evidence={"reached": steps})
+    used = [recording.parameter.get(n) for o in recording.operations for n in o.parameters]
+    if not used or any(p is None or p.in_optimizer or "<tensor" not in p.name for p in used):
+        return None
+    first = next(o for o in recording.operations if o.parameters)
+    return Measurement(value=1.0, location=first.called or backward[0].span, order=130, op=first.op, evidence={"reached": steps, "anew": True})
 
 
 def _gates(recording: Recording) -> set[int]:

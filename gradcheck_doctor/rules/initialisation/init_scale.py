@@ -9,11 +9,10 @@ from gradcheck_doctor.rules.attention import hard_attention
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import Run, far_end, gradient_ratio, location, phi, runs, signal_ratio, untouched, untrained, weight
 from gradcheck_doctor.rules.initialisation.cures import TITLE, initialise, right_scheme
-from gradcheck_doctor.rules.progress import mild, progress
+from gradcheck_doctor.rules.progress import mild, went_nowhere
 
 FIXED = ("normal std", "uniform", "truncated normal std", "too small", "constant", "normal std=1")
 EFFECT = 30.0         # factor by which signal or gradient must have changed end to end
-IDLE = 0.1            # share of the loss that is gone, below which nothing was learned
 GROSS = 1.5           # decades of variance above which a far too high first loss is no matter of taste, even where the training loss falls later
 
 
@@ -82,7 +81,7 @@ class InitScale(Rule):
         gross = False
         if loss is not None and loss.value is not None and loss.classes and worst > 0:
             gross = worst >= GROSS and len(run.layers) >= 3 and loss.value > 3 * math.log(max(loss.classes, 2))   # it generalises worse even where it fits
-            effect = effect or gross or loss.value > 3 * math.log(max(loss.classes, 2)) and _idle(recording) and _everywhere(recording)
+            effect = effect or gross or loss.value > 3 * math.log(max(loss.classes, 2)) and went_nowhere(recording) and _everywhere(recording)
         scheme = right_scheme(run.activations)[0]
         place = record.origin or location(recording, run.layers[0])
         return Measurement(
@@ -108,12 +107,6 @@ class InitScale(Rule):
             return initialise(recording, [recording.operation(i) for i in m.operations], ())
         run = next(r for r in runs(recording) if r.indices == m.operations)
         return initialise(recording, run.layers, run.activations)
-
-
-def _idle(recording: Recording) -> bool:
-    """A run whose loss ends where a constant guess or its own start is."""
-    gone = progress(recording)
-    return recording.kind == "run" and gone is not None and gone < IDLE
 
 
 def _everywhere(recording: Recording) -> bool:

@@ -41,8 +41,8 @@ class UnoptimizedParameter(Rule):
             return
         missing = [p for p in recording.parameters if p.trainable and p.in_optimizer is False and p.tied_to is None
                    and any(r.grad_norm for r in recording.parameter_steps.get(p.name, ()))]
-        if not missing:
-            return
+        if not missing or all("<tensor" in p.name for p in missing) and not _reached(recording):
+            return                                              # the loss begins at a tensor made anew: no-gradient says so
         names = {p.name for p in missing}
         if never is not None and names <= set(never["parameters"]):
             yield self._never(recording, never, sorted(names))
@@ -90,6 +90,11 @@ def _trained(missing: Sequence[ParameterRecord]) -> bool:
     """All weights among them were loaded or trained before: features that are used as they are."""
     weights = [p for p in missing if len(p.shape) >= 2]
     return bool(weights) and all(p.trained for p in weights)
+
+
+def _reached(recording: Recording) -> bool:
+    """Some parameter of an optimizer had a gradient."""
+    return any(row.grad_norm for p in recording.parameters if p.in_optimizer for row in recording.parameter_steps.get(p.name, ()))
 
 
 def _input_trained(recording: Recording) -> bool:
