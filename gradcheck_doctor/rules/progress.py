@@ -9,6 +9,8 @@ from gradcheck_doctor.records.recording import LossRecord, Recording
 LEARNED = 0.5          # share of the first loss that must be gone for a run to count as learning
 FLAT = 0.1             # share of the first loss that must be gone for a run to have gone anywhere
 FEWEST = 10            # losses from which on a phase can be judged
+BLOWN = 4.0            # losses of the first tenth over the very first, from which on the first steps raised it
+MICRO = 0.5            # share by which the losses of two micro-batches may differ
 ABNORMAL = 2.0         # first losses over those of the first twentieth, from which on the start itself was the fault
 
 
@@ -60,7 +62,8 @@ def constant_guess(recording: Recording) -> float | None:
         return None
     parts = [(loss.value, guess_of(loss)) for loss in recording.losses]
     whole = sum(value for value, _ in parts if value is not None)
-    if any(value is None or guess is None for value, guess in parts) or abs(recording.curve[0][1] - whole) > 0.01 * abs(whole):
+    apart = MICRO if any(row.backwards > 1 for row in recording.steps[:1]) else 0.01        # of several batches a step, another one's loss may be shown
+    if any(value is None or guess is None for value, guess in parts) or abs(recording.curve[0][1] - whole) > apart * abs(whole):
         return None
     return sum(guess for _, guess in parts if guess is not None)
 
@@ -92,7 +95,8 @@ def progress(recording: Recording, until: int | None = None, *, early: bool = Fa
         return None
     size = max(3, len(values) // 20)
     first, soon, last = median(values[:3]), median(values[:size]), median(values[-size:])
-    if min(first, soon) > ABNORMAL * values[0] > 0:
+    blown = median(values[: max(size, len(values) // 10)]) > BLOWN * values[0] > 0
+    if blown or min(first, soon) > ABNORMAL * values[0] > 0:
         first = soon = values[0]                                    # the first steps raised it: what they raised is no progress when it is gone
     guess = constant_guess(recording)
     if early or guess is None and first > ABNORMAL * soon > 0:

@@ -41,7 +41,7 @@ def add_parameters(context: Context, finding: Finding, prescription: Prescriptio
     if len(several) > 1:
         return several
     made = _of_the_model(tree, built, finding) or made
-    late = _late_layer(tree, made, finding)
+    late = _late_layer(tree, made, finding) or _late_for_an_instance(tree, made, finding)
     moved = _moved(tree, made, late is not None)
     if moved:
         return moved
@@ -168,6 +168,23 @@ def _late_layer(tree: Tree, made: ast.Call, finding: Finding) -> tuple[ast.stmt,
     if tree.function(node) is not tree.function(made) or not isinstance(statement, ast.Assign) or not isinstance(first, ast.Assign):
         return None
     return statement, tree.source(statement.targets[0]), tree.source(first.targets[0])
+
+
+def _late_for_an_instance(tree: Tree, made: ast.Call, finding: Finding) -> tuple[ast.stmt, str, str] | None:
+    """The same where the optimizer is self.opt of an object that the block of the late layer made before: trainer.opt."""
+    first, home = tree.statement(made), next((n for n in tree.up(made) if isinstance(n, ast.ClassDef)), None)
+    try:
+        late = tree.statement(tree.call(finding.location))
+    except TreatmentRefused:
+        return None
+    held = first.targets[0] if isinstance(first, ast.Assign) else None
+    if home is None or not isinstance(held, ast.Attribute) or tree.source(held.value) != "self" or not isinstance(late, ast.Assign):
+        return None
+    target = tree.source(late.targets[0])
+    makers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Assign) and n.lineno < late.lineno and tree.function(n) is tree.function(late)
+              and isinstance(n.value, ast.Call) and tree.source(n.value.func).rpartition(".")[2] == home.name]
+    given = [n for n in makers if any(tree.source(a) == target.partition(".")[0] for a in ast.walk(n.value) if isinstance(a, ast.Name))]
+    return (late, target, f"{tree.source(given[0].targets[0])}.{held.attr}") if len(given) == 1 and "." in target else None
 
 
 def freeze_backbone(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 
 from gradcheck_doctor.errors import TreatmentRefused
 from gradcheck_doctor.records.findings import Edit, Finding, Prescription
+from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.context import Context
 from gradcheck_doctor.treatments.tree import Tree
@@ -16,8 +18,16 @@ def register_modules(context: Context, finding: Finding, prescription: Prescript
     """A plain list or dictionary of layers becomes a module; where a function makes the layers, that which its results go into."""
     if finding.location is None:
         raise TreatmentRefused("it is not known where the layers were built")
-    tree = context.tree(finding.location.file)
-    node: ast.AST = tree.call(finding.location)
+    edits = _registered(context.tree(finding.location.file), finding.location)
+    for span in context.built(prescription.modules):
+        with contextlib.suppress(TreatmentRefused):                     # a layer inside one that is in the list
+            edits += _registered(context.tree(span.file), span)
+    return list(dict.fromkeys(edits))
+
+
+def _registered(tree: Tree, span: Span) -> list[Edit]:
+    """The container that what is built at `span` goes into."""
+    node: ast.AST = tree.call(span)
     for _ in range(3):
         for around in tree.up(node):
             if isinstance(around, (*LISTS, *DICTS)) and isinstance(tree.parents[around], ast.Assign):

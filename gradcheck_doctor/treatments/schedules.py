@@ -10,7 +10,7 @@ from gradcheck_doctor.records.findings import Edit, Finding, Prescription
 from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument, entry, methods
 from gradcheck_doctor.treatments.context import Context
-from gradcheck_doctor.treatments.flows import given_for
+from gradcheck_doctor.treatments.flows import calls_of, given_for
 from gradcheck_doctor.treatments.numbers import definitions, literal
 from gradcheck_doctor.treatments.tree import Tree
 
@@ -30,11 +30,18 @@ def step_per_epoch(context: Context, finding: Finding, prescription: Prescriptio
         raise TreatmentRefused("where the schedule is stepped could not be found; step it once an epoch")
     inner = tree.parents[statement]
     outer = next((n for n in tree.up(inner) if isinstance(n, (ast.For, ast.While, ast.FunctionDef))), None)
-    if not isinstance(inner, (ast.For, ast.While)) or not isinstance(outer, (ast.For, ast.While)) or statement not in inner.body or inner.orelse:
+    epochs = isinstance(outer, (ast.For, ast.While)) or isinstance(outer, ast.FunctionDef) and _once_an_epoch(tree, outer)
+    if not isinstance(inner, (ast.For, ast.While)) or not epochs or statement not in inner.body or inner.orelse:
         raise TreatmentRefused(f"{text} does not stand directly in a loop over batches within one over epochs; call it once an epoch")
     if len(inner.body) < 2 or statement.end_lineno != statement.lineno or tree.lines[statement.lineno - 1].partition("#")[0].strip() != text:
         raise TreatmentRefused(f"{text} shares its line with something else; move it behind the loop over batches by hand")
     return [Edit(Span(tree.file, statement.lineno, 1, statement.lineno + 1, 1), ""), tree.after(inner, [text])]
+
+
+def _once_an_epoch(tree: Tree, function: ast.FunctionDef) -> bool:
+    """The function trains one epoch: every call of it stands in a loop."""
+    calls = calls_of(tree, function)
+    return bool(calls) and all(any(isinstance(a, (ast.For, ast.While, ast.ListComp)) for a in tree.up(call)) for call in calls)
 
 
 def _interval(tree: Tree) -> Edit:

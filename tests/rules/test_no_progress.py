@@ -131,3 +131,31 @@ def test_faults_of_a_run_that_goes_nowhere(tmp_path, between, loss, rule, severi
     if rule:
         assert path.read_text().splitlines()[found[0].location.line - 1].strip().startswith(line) and "unoptimized-parameter" not in {f.rule for f in found}
         assert [f.prescription.treatment for f in found[0].fixes] == ([cure] if cure else [])
+
+
+SUMMED = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(512, 16)
+y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+for m in net[::2]:
+    nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+opt, loss_fn = torch.optim.SGD(net.parameters(), lr={lr}, momentum=0.9), nn.CrossEntropyLoss()
+for epoch in range(40):
+    opt.zero_grad()
+    for step, i in enumerate(torch.randperm(512).split(16), start=1):
+        loss_fn(net(x[i]), y[i]).backward()
+        if step % 16 == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("lr", "sick"), [("1.0", True), ("0.005", False)])
+def test_what_the_first_steps_raised_is_no_progress_when_it_is_gone(tmp_path, lr, sick):
+    path = tmp_path / "train.py"
+    path.write_text(SUMMED.format(lr=lr))
+    found = [f.rule for f in diagnose(run_script(str(path), None, []).recording) if f.severity != "info"]
+    assert found[:1] == (["learning-rate-too-high"] if sick else [])

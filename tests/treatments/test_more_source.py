@@ -707,3 +707,35 @@ def test_an_option_of_the_loss(tmp_path, before, after):
 def test_the_shape_of_targets_in_a_difference(tmp_path):
     text = HEAD + "mse = lambda pred, y: ((pred - y) ** 2).mean()\n"
     assert edit(tmp_path, text, "match-shapes", where="pred - y") == text.replace("pred - y", "pred - y.view_as(pred)")
+
+
+TRAINER = ("class Trainer:\n    def __init__(self, model, lr=0.05):\n        self.model = model\n        self.opt = optim.SGD(model.parameters(), lr=lr)\n"
+           "net = Net(5)\ntrainer = Trainer(net)\ntrainer.fit()\nnet.fc = nn.Linear(32, 10)\n")
+
+
+def test_a_late_layer_of_a_model_whose_optimizer_an_object_holds(tmp_path):
+    text = "from torch import nn, optim\n" + TRAINER
+    after = edit(tmp_path, text, "add-parameters", where="nn.Linear(32, 10)", modules=("fc",))
+    assert after == text + 'trainer.opt.add_param_group({"params": net.fc.parameters()})\n'
+    with pytest.raises(TreatmentRefused, match=r"does not yield fc"):
+        edit(tmp_path, text.replace("Trainer(net)", "Trainer(other)"), "add-parameters", where="nn.Linear(32, 10)", modules=("fc",))
+
+
+def test_every_plain_list_of_layers_becomes_a_module(tmp_path):
+    text = ("from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        self.body = []\n        for _ in range(3):\n"
+            "            self.body.append(nn.Linear(4, 4))\n        self.outs = [nn.Linear(4, 2), nn.Linear(2, 1)]\n")
+    layers = [("<unregistered Linear 0>", "linear", "nn.Linear(4, 4)"), ("<unregistered Linear 3>", "linear", "nn.Linear(4, 2)")]
+    after = edit(tmp_path, text, "register-modules", where="nn.Linear(4, 4)", layers=layers, modules=tuple(x[0] for x in layers))
+    assert after == text.replace("self.body = []", "self.body = nn.ModuleList()").replace("[nn.Linear(4, 2), nn.Linear(2, 1)]",
+                                                                                         "nn.ModuleList([nn.Linear(4, 2), nn.Linear(2, 1)])")
+
+
+EPOCH = "def train_epoch(net, opt, sched, batches):\n    for b in batches:\n        opt.step()\n        sched.step()\n    return 0\n"
+
+
+def test_a_schedule_in_a_function_that_trains_one_epoch(tmp_path):
+    text = EPOCH + "for epoch in range(3):\n    train_epoch(net, opt, sched, batches)\n"
+    after = text.replace("        sched.step()\n", "    sched.step()\n")
+    assert edit(tmp_path, text, "step-schedule-per-epoch", where="sched.step()") == after
+    with pytest.raises(TreatmentRefused, match="call it once an epoch"):
+        edit(tmp_path, EPOCH + "train_epoch(net, opt, sched, batches)\n", "step-schedule-per-epoch", where="sched.step()")
