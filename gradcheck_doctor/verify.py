@@ -25,7 +25,7 @@ SHORT = 32             # losses; with fewer, chance decides as much as a fix
 MARGIN = 0.1           # share of the first loss, and of a constant guess's, by which a run has to end lower where the control ended in no number
 TELLING = 0.02         # share of the first loss below which two last losses are the same
 #: What these protect does not show in the loss of the training: they have to leave it as it is, and the finding has to be gone.
-NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum"})
+NEUTRAL = frozenset({"eval-batchnorm", "batchnorm-momentum", "dropout-training"})
 LOSS_CHANGING = frozenset({"replace-loss", "minimise-loss", "negate-loss", "remove-output-activation", "log-softmax", "mean-reduction", "divide-loss", "match-shapes"})
 
 

@@ -18,7 +18,7 @@ from gradcheck_doctor.observe.parameters import moved_as_one, stays_equal
 from gradcheck_doctor.observe.source import Source, sources, user_files, zeroed_between
 from gradcheck_doctor.observe.wrappers import class_name
 from gradcheck_doctor.records.findings import NO_STEP, NOTHING_SEEN
-from gradcheck_doctor.records.recording import Recording
+from gradcheck_doctor.records.recording import Operation, Recording
 from gradcheck_doctor.records.sites import BlindSpot
 
 SEVERAL = 4            # models of one class that are named one by one
@@ -60,9 +60,17 @@ def recorded(monitor: Monitor, kind: str, since: int, probe: Mapping[str, Any]) 
         events=tuple(e for e in monitor.events if e.step > since), curve=curve, total_steps=monitor.step,
         probe=dict(probe, observed=monitor.schedule.describe(monitor.step)), blind_spots=blind_spots(observer, modules, monitor.step > 0 and not monitor.compiled()),
         notes={**monitor.facts.notes(observer, modules, sources(files)), **monitor.scaler.notes(), "hidden": hidden(observer, book, indices(observer)),
-               "differences": differences(observer, kept),
+               "differences": differences(observer, kept), "dropping": dropping(kept, read),
                "thrown_away": thrown_away(monitor), "idle": idle(monitor, names, read), "backwards": monitor.backwards,
                "first_seen": {names[k]: s for k, s in book.first_seen.items() if k in names}})
+
+
+def dropping(operations: Sequence[Operation], read: Sequence[Source]) -> list[dict[str, Any]]:
+    """Functional dropouts of the model that say nothing of the mode, and whether anything is evaluated."""
+    places = {place for of in read for place in of.dropping}
+    evaluates = any(of.evaluates for of in read)
+    return [{"operation": o.index, "p": float(o.attributes.get("p", 0.5)), "evaluates": evaluates} for o in operations
+            if o.category == "dropout" and o.called in places and "Dropout" not in o.module_type and o.attributes.get("training", True)]
 
 
 def honest(recording: Recording) -> Recording:

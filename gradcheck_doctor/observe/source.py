@@ -116,6 +116,19 @@ class Source:
         return tuple(self.place(n.value) for n in self.nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Attribute) and n.value.attr == "step")
 
     @functools.cached_property
+    def dropping(self) -> tuple[Span, ...]:
+        """Calls F.dropout(x, p) that say nothing of the mode, so that they drop in eval mode, too."""
+        asked = {id(n) for node in self.nodes if isinstance(node, (ast.If, ast.IfExp)) and "training" in ast.unparse(node.test) for n in ast.walk(node)}
+        calls = [n for n in self.nodes if isinstance(n, ast.Call) and len(n.args) < 3 and id(n) not in asked and not any(k.arg in (None, "training") for k in n.keywords)]
+        return tuple(self.place(n) for n in calls if isinstance(n.func, (ast.Name, ast.Attribute))
+                     and "dropout" in (n.func.id if isinstance(n.func, ast.Name) else n.func.attr))
+
+    @functools.cached_property
+    def evaluates(self) -> bool:
+        """The file calls eval() of something."""
+        return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "eval" and not n.args for n in self.nodes)
+
+    @functools.cached_property
     def own_updates(self) -> tuple[Span, ...]:
         """Statements that change something by a gradient: `p -= lr * p.grad`, `p.add_(p.grad, alpha=-lr)`, `p.data = p.data - lr * p.grad`;
         or by one that torch.autograd.grad gave a name to."""

@@ -11,6 +11,7 @@ from gradcheck_doctor.records.sites import Span
 from gradcheck_doctor.treatments.calls import argument
 from gradcheck_doctor.treatments.choices import Choice, changed, choice, function, origin
 from gradcheck_doctor.treatments.context import Context
+from gradcheck_doctor.treatments.flows import origins
 from gradcheck_doctor.treatments.initialise import initialise
 from gradcheck_doctor.treatments.last_activation import only_last
 from gradcheck_doctor.treatments.losses import probabilities_wanted, renamed, replace_loss
@@ -200,6 +201,9 @@ def _removed(tree: Tree, node: ast.Call, op: str) -> list[Edit]:
         return [tree.replace(node, _operand(tree, node))]
     if choice(tree, node) is not None:
         raise TreatmentRefused("a setting chooses the activation; take it out where it is chosen")
+    given = [n for n in origins(tree, node.func) if n is not node.func and tree.source(n).rpartition(".")[2] == CLASS.get(op)]
+    if len(given) == 1:                                                 # final=nn.Sigmoid of one call, where another hands over something else
+        return [tree.replace(given[0], f"{tree.nn()}Identity")]
     return [_without_element(tree, node) or tree.replace(node, f"{tree.nn()}Identity()")]
 
 

@@ -75,9 +75,9 @@ def _home(context: Context, finding: Finding, rows: list[LayerRow]) -> Tree:
 
 
 def _is_init(tree: Tree, node: ast.Call) -> bool:
-    """nn.init.normal_(...), init.normal_(...) or the bare name of one that was imported."""
+    """nn.init.normal_(...), init.normal_(...), what the file calls that module, or the bare name of one that was imported."""
     owner, _, name = tree.source(node.func).rpartition(".")
-    return name in CALLS and (owner.rpartition(".")[2] == "init" or not owner)
+    return name in CALLS and (owner.rpartition(".")[2] == "init" or owner in ("", tree.imported.get("torch.nn.init")))
 
 
 def _own_calls(context: Context, finding: Finding, prescription: Prescription, scheme: str) -> Iterator[Span]:

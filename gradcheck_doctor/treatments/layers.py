@@ -143,6 +143,19 @@ def _rate(tree: Tree, node: ast.Call) -> ast.expr | None:
     return argument(node, "p", 0 if name[:1].isupper() else 1)
 
 
-PLANNERS = {"dropout-rate": dropout_rate, "batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
+def dropout_training(context: Context, finding: Finding, prescription: Prescription) -> list[Edit]:
+    """F.dropout(x, p) gets training=self.training, everywhere in the same class."""
+    tree = context.tree_of(prescription.span)
+    node = tree.call(prescription.span)
+    owner = next((n for n in tree.up(node) if isinstance(n, ast.ClassDef)), None)
+    function = tree.function(node)
+    if owner is None or function is None or not function.args.args or function.args.args[0].arg != "self":
+        raise TreatmentRefused(f"hand the mode over to {tree.source(node)}: training=model.training")
+    alike = [n for n in ast.walk(owner) if isinstance(n, ast.Call) and tree.source(n.func) == tree.source(node.func) and len(n.args) < 3
+             and not any(k.arg in (None, "training") for k in n.keywords)]
+    return [tree.keyword(n, "training=self.training") for n in alike]
+
+
+PLANNERS = {"dropout-training": dropout_training, "dropout-rate": dropout_rate, "batchnorm-momentum": batchnorm_momentum, "drop-bias": drop_bias,
             "alpha-dropout": alpha_dropout, "swap-dropout-norm": swap_dropout_norm, "clamp-input": clamp_input,
             "offset-divisor": offset_divisor}

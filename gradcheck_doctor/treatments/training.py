@@ -116,7 +116,7 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
         if given is None:
             raise TreatmentRefused("TrainingArguments clips at max_grad_norm=1.0 unless told otherwise; give a smaller one there")
         return [constant(tree, given, value)]
-    trainers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"]
+    trainers = _trainers(tree)
     if trainers:
         return _trainer(tree, trainers[-1], value)
     tree, step = _step(context, prescription)
@@ -128,6 +128,12 @@ def clip_by_norm(context: Context, finding: Finding, prescription: Prescription)
         raise TreatmentRefused("clip_grad_norm_ is called there already; look at its limit and its place between backward() and step()")
     unscale = [f"{tree.source(step.func.value)}.unscale_({receiver})"] if _scaler(tree, step) and ".unscale_(" not in tree.text else []   # type: ignore[attr-defined]
     return [tree.before(statement, [*unscale, f"{tree.nn()}utils.clip_grad_norm_({_parameters(context, tree, step, receiver)}, {value})"])]
+
+
+def _trainers(tree: Tree) -> list[ast.Call]:
+    """Constructions of Lightning's Trainer; a class of that name in the file is the user's own."""
+    own = any(isinstance(n, ast.ClassDef) and n.name == "Trainer" for n in ast.walk(tree.root))
+    return [] if own else [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"]
 
 
 def _trainer(tree: Tree, node: ast.Call, value: str) -> list[Edit]:
@@ -154,8 +160,7 @@ def clip_value_to_norm(context: Context, finding: Finding, prescription: Prescri
     """clip_grad_value_(p, v) becomes clip_grad_norm_(p, 1.0); the same in a Lightning Trainer."""
     tree = context.tree(prescription.span.file if prescription.span is not None and is_own(context, prescription.span) else None)
     calls = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).endswith("clip_grad_value_")]
-    trainers = [n for n in ast.walk(tree.root) if isinstance(n, ast.Call) and tree.source(n.func).rpartition(".")[2] == "Trainer"
-                and isinstance(a := argument(n, "gradient_clip_algorithm"), ast.Constant) and a.value == "value"]
+    trainers = [n for n in _trainers(tree) if isinstance(a := argument(n, "gradient_clip_algorithm"), ast.Constant) and a.value == "value"]
     if trainers and not calls:
         return _trainer(tree, trainers[-1], "1.0")
     if not calls:

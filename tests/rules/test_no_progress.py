@@ -159,3 +159,46 @@ def test_what_the_first_steps_raised_is_no_progress_when_it_is_gone(tmp_path, lr
     path.write_text(SUMMED.format(lr=lr))
     found = [f.rule for f in diagnose(run_script(str(path), None, []).recording) if f.severity != "info"]
     assert found[:1] == (["learning-rate-too-high"] if sick else [])
+
+
+# -- dropout that does not know the mode ---------------------------------------------------------------------------------------------------
+DROPS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.b({dropout})
+
+
+x = torch.randn(256, 8)
+y = (x[:, 0] > 0).long()
+net = Net()
+opt = torch.optim.Adam(net.parameters(), lr=1e-2)
+for i in torch.randperm(256).split(16):
+    opt.zero_grad()
+    F.cross_entropy(net(x[i]), y[i]).backward()
+    opt.step()
+{end}
+"""
+
+
+@pytest.mark.parametrize(("dropout", "end", "severity"), [
+    ("F.dropout(F.relu(self.a(x)), p=0.5)", "net.eval()", "warning"),
+    ("F.dropout(F.relu(self.a(x)), p=0.5)", "", "info"),                                          # it may be meant
+    ("F.dropout(F.relu(self.a(x)), 0.1)", "net.eval()", "info"),
+    ("F.dropout(F.relu(self.a(x)), p=0.5, training=self.training)", "net.eval()", None),
+    ("F.dropout(F.relu(self.a(x)), 0.5, True)", "net.eval()", None),                              # said, so meant
+    ("F.dropout(self.a(x), 0.5) if self.training else self.a(x)", "net.eval()", None)])
+def test_functional_dropout_that_goes_on_in_eval_mode(tmp_path, dropout, end, severity):
+    path = tmp_path / "train.py"
+    path.write_text(DROPS.format(dropout=dropout, end=end))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "train-eval-mismatch"]
+    assert [f.severity for f in found] == ([severity] if severity else [])

@@ -739,3 +739,26 @@ def test_a_schedule_in_a_function_that_trains_one_epoch(tmp_path):
     assert edit(tmp_path, text, "step-schedule-per-epoch", where="sched.step()") == after
     with pytest.raises(TreatmentRefused, match="call it once an epoch"):
         edit(tmp_path, EPOCH + "train_epoch(net, opt, sched, batches)\n", "step-schedule-per-epoch", where="sched.step()")
+
+
+def test_a_trainer_of_the_users_own_is_not_lightnings(tmp_path):
+    text = ("class Trainer:\n    def fit(self):\n        loss.backward()\n        self.opt.step()\ntrainer = Trainer()\n")
+    after = edit(tmp_path, "from torch import nn\n" + text, "clip-by-norm", where="self.opt.step()", max_norm=1.0)
+    assert "gradient_clip_val" not in after and "clip_grad_norm_(" in after.split("self.opt.step()")[0]
+
+
+def test_functional_dropout_is_told_the_mode(tmp_path):
+    text = ("import torch.nn.functional as F\nclass Net:\n    def forward(self, x):\n        x = F.dropout(f(x), p=0.5)\n        return F.dropout(x, 0.2)\n"
+            "    def noise(self, x):\n        return F.dropout(x, training=True)\n")
+    after = text.replace("p=0.5)", "p=0.5, training=self.training)").replace("(x, 0.2)", "(x, 0.2, training=self.training)")
+    assert edit(tmp_path, text, "dropout-training", where="F.dropout(f(x), p=0.5)") == after
+    with pytest.raises(TreatmentRefused, match="hand the mode over"):
+        edit(tmp_path, "import torch.nn.functional as F\ny = F.dropout(x)\n", "dropout-training", where="F.dropout(x)")
+
+
+def test_an_output_activation_that_a_shared_factory_is_given_goes_where_it_is_given(tmp_path):
+    text = ("from torch import nn\ndef mlp(final=None):\n    parts = [nn.Linear(4, 4)]\n    if final is not None:\n        parts.append(final())\n"
+            "    return nn.Sequential(*parts)\nencoder, decoder = mlp(final=nn.Tanh), mlp(final=nn.Sigmoid)\n")
+    layers = [("decoder.1", "sigmoid", "final()")]
+    after = edit(tmp_path, text, "remove-output-activation", where="final()", layers=layers, op="sigmoid")
+    assert after == text.replace("final=nn.Sigmoid", "final=nn.Identity")

@@ -15,6 +15,7 @@ SETTLED = 66           # batches after which torch's own momentum has left 0.9^6
 LEFT = 0.25            # of the running statistics that is still their start
 MOST = 0.5             # the same, where the batches were fewer than STEPS but the model was evaluated
 ALL_ALONG = 5          # backward passes seen, before a mode counts as that of the whole run
+STRONG = 0.4           # of p: 0.2 and more, left on in eval mode, is worth a warning
 SCALE = 0.25           # of the first loss, at least, that the difference is judged by: two losses near 0 may differ by any factor
 
 
@@ -26,7 +27,7 @@ class TrainEvalMismatch(Rule):
     by what factor (less 1) or by how many standard deviations a channel is off in eval mode, where a quarter or more of a BatchNorm's running statistics
     still is their start after at least 200 batches (half or more after 66, by which the default momentum has left 0.1 %, and evaluated at the end); told
     from the statistics, the momentum and the number of batches alone. And the number of BatchNorms that train in eval mode all along, with statistics
-    that have never seen a batch.
+    that have never seen a batch. And F.dropout(x, p) without `training=`, which drops in eval mode as well: p over 0.4, in a file that calls eval().
 
     Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
     network is wrong however well it trains. In eval mode from the first step on, it does nothing but divide by 1.
@@ -40,11 +41,12 @@ class TrainEvalMismatch(Rule):
     code = "GD506"
     name = "train-eval-mismatch"
     summary = "eval mode is far from what is trained, or is what is trained"
-    threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half")
+    threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half", info=0.1)
     order = 245
     explains = ("GD604", "GD701", "GD706", "GD801", "GD802", "GD803", "GD707", "GD305", "GD302", "GD209", "GD201")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
+        yield from _dropping(recording)
         if recording.kind == "run":
             yield from _always_evaluating(recording)
             yield from _lagging(recording)
@@ -66,6 +68,8 @@ class TrainEvalMismatch(Rule):
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
+        if "p" in e:
+            return f"dropout with p = {e['p']:g} goes on in eval mode: F.dropout drops whatever the mode is, unless it is told training=self.training"
         if "unused" in e:
             many = f"{e['unused']} trainable batch normalisations were" if e["unused"] > 1 else "a trainable batch normalisation was"
             return f"{many} in eval mode at every backward pass: the running statistics still are mean 0 and variance 1, so nothing is normalised"
@@ -77,10 +81,21 @@ class TrainEvalMismatch(Rule):
                 + ("the running statistics of the normalisation have not followed" if m.module else "something depends on the mode that should not"))
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
+        if "p" in m.evidence:
+            return (Prescription("dropout-training", "Drop in training mode only: training=self.training", kind="norm", modules=m.modules, span=m.location,
+                                 arguments={"p": m.evidence["p"]}),)
         if "unused" in m.evidence:
             return (Prescription("train-mode", "Call train() in front of each epoch", kind="norm", modules=m.modules, span=recording.losses[0].span),)
         return (Prescription("batchnorm-momentum", "Let the running statistics follow: momentum 0.1", kind="norm", modules=m.modules, span=m.location,
                              arguments={"momentum": 0.1}),) if "left" in m.evidence else ()
+
+
+def _dropping(recording: Recording) -> Iterator[Measurement]:
+    """Functional dropouts that go on in eval mode; a file that never calls eval() may mean it."""
+    for row in recording.notes.get("dropping", ()):
+        operation = recording.operations[row["operation"]]
+        yield Measurement(value=row["p"] / STRONG, module=operation.module, op=operation.op, location=operation.called, operations=(operation.index,),
+                          cap=None if row["evaluates"] and recording.kind == "run" else "info", evidence={"p": row["p"]})
 
 
 def _always_evaluating(recording: Recording) -> Iterator[Measurement]:

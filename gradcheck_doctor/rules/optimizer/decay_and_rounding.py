@@ -46,7 +46,7 @@ class DecayDominates(Rule):
                     for row in recording.parameter_steps.get(p.name, ()) if row.grad_norm and row.weight_norm]
             ratios = [ratio for _, ratio in rows]
             if len(ratios) >= 10:
-                left = _left(recording)
+                left = weights_left(recording)
                 begin = min(step for step, _ in rows)
                 if left is not None and left < COLLAPSED:           # they shrank until the gradient held against the decay: how it began tells
                     ratios = max(ratios, [ratio for step, ratio in rows if step < begin + START], key=median)
@@ -67,7 +67,7 @@ class DecayDominates(Rule):
                                   arguments={"weight_decay": new, "old": decay}) for new in (decay / factor, decay / factor / 10, 0.0))
 
 
-def _left(recording: Recording) -> float | None:
+def weights_left(recording: Recording) -> float | None:
     """Median over the weights of the last norm over the first; None where fewer than two were seen."""
     shares = []
     for parameter in recording.parameters:

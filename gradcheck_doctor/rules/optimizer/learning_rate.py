@@ -10,6 +10,7 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import OptimizerRecord, Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import bad_batch, first_nonfinite
+from gradcheck_doctor.rules.optimizer.decay_and_rounding import COLLAPSED, weights_left
 from gradcheck_doctor.rules.optimizer.readings import at_rate, dead_share, died, largest_lr, lowered, raised, summed_batches, update_ratios
 from gradcheck_doctor.rules.optimizer.schedules import RARE, on_a_plateau, sized_in_steps, starved, stepped_rarely, taken_early, watches_wrong_way
 from gradcheck_doctor.rules.progress import LEARNED, constant_guess, learned, phase, phase_curve, progress, stays_down
@@ -95,7 +96,8 @@ class LearningRateTooHigh(Rule):
     Why it matters: around 1e-3 is usual; at 0.1 the weights are someone else's after ten steps.
 
     When it is harmless: the first steps of Adam, and even more of Adagrad and RMSprop, are large at any rate; biases, zero-initialised weights and norms
-    are left out, and so are optimizers with a line search; a run that learns, or whose loss falls to a floor above 0 and stays there.
+    are left out, and so are optimizers with a line search; weights that the decay has shrunk, beside which any step is large; a run that learns, or whose
+    loss falls to a floor above 0 and stays there.
 
     Sources: TheDeepChecker (Ben Braiek and Khomh 2022); CS231n's rule of thumb of 1e-3.
     """
@@ -118,8 +120,9 @@ class LearningRateTooHigh(Rule):
         acts = 1.0 / (1.0 - momentum) if HEAVY < momentum < 1.0 else 1.0
         heavy = strides.harmful and strides.gone is not None and strides.gone < 0.1 and acts >= LONG * record.steps and lr <= 10 * USUAL["SGD"]
         summed = summed_batches(recording) if strides.harmful else 1
-        peak = raised(lr, record)
-        yield Measurement(value=strides.size, location=peak and record.scheduled or record.built or record.stepped, cap=None if strides.harmful else "info",
+        peak, left = raised(lr, record), weights_left(recording)
+        decayed = left is not None and left < COLLAPSED and strides.size * left < LARGE and any(g.weight_decay > 0 for g in record.groups)
+        yield Measurement(value=strides.size, location=peak and record.scheduled or record.built or record.stepped, cap=None if strides.harmful and not decayed else "info",
                           order=474 if heavy or strides.early >= LARGE else None, floor="error" if heavy else None,
                           evidence={"update_ratio": strides.size, "usual_update": strides.usual, "first_updates": strides.first, "lr": lr,
                                     "loss_fell": strides.gone, "optimizer": record.name, "harmful": strides.harmful, **({"peak": True} if peak else {}),
