@@ -2,26 +2,30 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 
 from gradcheck_doctor.treatments.tree import Tree
 
 DEPTH = 8              # steps that a name is followed back
+MOST = 64              # places that a value can come from
 KEYED = ("SimpleNamespace", "Namespace", "replace", "_replace", "set_defaults")      # calls whose keywords become attributes
 
 
 def origins(tree: Tree, node: ast.expr) -> list[ast.expr]:
-    """Where a value comes from, as far as this file says; what can't be followed stands for itself."""
-    return list(dict.fromkeys(_origins(tree, node, DEPTH)))
+    """Where a value comes from, as far as this file says; what can't be followed, or can come from too many places, stands for itself."""
+    found = list(dict.fromkeys(itertools.islice(_origins(tree, node, (node,)), MOST + 1)))
+    return found if len(found) <= MOST else [node]
 
 
-def _origins(tree: Tree, node: ast.expr, depth: int) -> Iterator[ast.expr]:
-    """Where a value comes from; what can't be followed is yielded as it is."""
-    found: list[ast.expr] = [] if depth == 0 or isinstance(node, ast.Constant) else list(behind(tree, node))
-    if found:
-        yield from (o for f in found for o in _origins(tree, f, depth - 1))
-    else:
+def _origins(tree: Tree, node: ast.expr, way: tuple[ast.expr, ...]) -> Iterator[ast.expr]:
+    """Where a value comes from; what can't be followed is yielded as it is, what comes from itself (x = x[0]) not at all."""
+    found: list[ast.expr] = [] if len(way) > DEPTH or isinstance(node, ast.Constant) else list(behind(tree, node))
+    if not found:
         yield node
+    for each in found:
+        if each not in way:
+            yield from _origins(tree, each, (*way, each))
 
 
 def behind(tree: Tree, node: ast.expr) -> Iterator[ast.expr]:
@@ -95,9 +99,17 @@ def _element(tree: Tree, node: ast.Subscript) -> Iterator[ast.expr]:
     if isinstance(key, str):
         yield from _entries(tree, key)
         return
-    for held in origins(tree, node.value):
+    for held in _containers(tree, node.value):
         items = _items(held)
         yield from items[key:][:1] if isinstance(key, int) and isinstance(held, (ast.List, ast.Tuple)) else items
+
+
+def _containers(tree: Tree, node: ast.expr, steps: int = 3) -> list[ast.expr]:
+    """The lists and dictionaries that are written out where a name leads."""
+    if _items(node) or not steps:
+        return [node] if _items(node) else []
+    found = behind(tree, node) if isinstance(node, (ast.Name, ast.Attribute)) else ()
+    return [held for each in found for held in _containers(tree, each, steps - 1)]
 
 
 def _result(tree: Tree, node: ast.Call) -> Iterator[ast.expr]:

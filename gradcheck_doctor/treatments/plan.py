@@ -74,6 +74,5 @@ def _planned(context: Context, finding: Finding, fix: Fix, unsafe: bool) -> Fix:
     except TreatmentRefused as error:
         return replace(fix, refusal=str(error))
     except Exception as error:
-        if prescription.treatment in PLANNERS:
-            raise
-        return replace(fix, refusal=f"the treatment {prescription.treatment!r} of another package failed: {type(error).__name__}: {error}")
+        whose = "failed, please report it" if prescription.treatment in PLANNERS else "of another package failed"
+        return replace(fix, refusal=f"the treatment {prescription.treatment!r} {whose}: {type(error).__name__}: {error}")

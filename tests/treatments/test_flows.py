@@ -88,3 +88,18 @@ def test_a_base_rate_that_is_computed_is_scaled(tmp_path):
 def test_a_rate_that_the_loop_sets(tmp_path, later, after):
     text = HEAD + SGD.format(0.1) + f"for group in opt.param_groups:\n    {later}\n"
     check(tmp_path, text, text.replace(later, after), "learning-rate", where=SGD.format(0.1)[6:-1], lr=0.09, old=9.0)
+
+
+def test_values_that_come_from_themselves_are_left_alone(tmp_path):
+    before = "def f(x, y):\n    x = x[0]\n    y = y if x else x or y\n    x, y = y, x\n    for x in [x, y]:\n        y = x[y]\n    return f(x, y)\n"
+    text = HEAD + before + SGD.format("f(x, y)")
+    with pytest.raises(TreatmentRefused, match="can't be told"):
+        cured(tmp_path, text, "learning-rate", where=SGD.format("f(x, y)")[6:-1], lr=0.04, old=4.0)
+
+
+def test_values_that_can_come_from_many_places_are_left_alone(tmp_path):
+    names = "abcdefgh"
+    before = "".join(f"{a} = {b} if c0 else {c}\n" for a in names for b in names for c in names)
+    text = HEAD + before + SGD.format("a")
+    with pytest.raises(TreatmentRefused, match="can't be told"):
+        cured(tmp_path, text, "learning-rate", where=SGD.format("a")[6:-1], lr=0.04, old=4.0)

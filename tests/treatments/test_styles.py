@@ -776,3 +776,14 @@ def test_every_treatment_of_this_package_has_a_golden_test():
     files = Path(__file__).parent.glob("test_*.py")
     named = {n.value for f in files for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     assert set(PLANNERS) <= named
+
+
+def test_a_planner_that_fails_refuses_and_leaves_the_others_their_turn(tmp_path, monkeypatch):
+    """A bug in one cure must not take the other ones away."""
+    def broken(context, finding, prescription):
+        raise IndexError("pop from empty list")
+    monkeypatch.setattr("gradcheck_doctor.treatments.plan.planners", lambda: {**PLANNERS, "drop-bias": broken})
+    text = "from torch import nn\nnet = nn.Sequential(nn.Linear(3, 8), nn.Sigmoid(), nn.Linear(8, 1))\n"
+    with pytest.raises(TreatmentRefused, match="'drop-bias' failed, please report it: IndexError: pop from empty list"):
+        cured(tmp_path, text, "drop-bias", layers=[("0", "linear", "nn.Linear(3, 8)")])
+    assert "BatchNorm1d(8)" in cured(tmp_path, text, "insert-norm", layers=[("0", "linear", "nn.Linear(3, 8)")], norm="batch")
