@@ -114,7 +114,8 @@ class ParameterBook:
                     self.first_seen[id(parameter)] = observer.step
                     if values := shard_values(parameter):
                         self.shards[id(parameter)] = values
-                    if not type(module).__module__.startswith("torch.") and (row := first_row(parameter)) is not None:
+                    own = not type(module).__module__.startswith("torch.")
+                    if (own or record.rows_equal and len(record.shape) == 2) and (row := first_row(parameter)) is not None:
                         self.starts[id(parameter)] = row
 
     def _take_bare(self, observer: Observer) -> None:

@@ -202,3 +202,89 @@ def test_functional_dropout_that_goes_on_in_eval_mode(tmp_path, dropout, end, se
     path.write_text(DROPS.format(dropout=dropout, end=end))
     found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "train-eval-mismatch"]
     assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+# -- what starts equal, or at 0 ------------------------------------------------------------------------------------------------------------
+FACTORS = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+u, v = torch.randn(40, 3), torch.randn(30, 3)
+i, j = torch.randint(0, 40, (2000,)), torch.randint(0, 30, (2000,))
+y = (u[i] * v[j]).sum(-1) + 0.5 * torch.randn(40)[i]
+
+
+class Factors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.user, self.item = nn.Parameter({user}), nn.Parameter(torch.zeros(30, 4))
+        self.bias = nn.Parameter(torch.zeros(40))
+
+    def forward(self, i, j):
+        return (self.user[i] * self.item[j]).sum(-1) + self.bias[i]
+
+
+net = Factors()
+opt = torch.optim.Adam(net.parameters(), lr=0.02)
+for step in range(60):
+    b = torch.randint(0, 2000, (100,))
+    opt.zero_grad()
+    nn.functional.mse_loss(net(i[b], j[b]), y[b]).backward()
+    opt.step()
+"""
+
+
+@pytest.mark.parametrize(("user", "sick"), [("torch.zeros(40, 4)", True), ("0.1 * torch.randn(40, 4)", False)])
+def test_two_factors_of_zeros_keep_each_other_there(tmp_path, user, sick):
+    path = tmp_path / "train.py"
+    path.write_text(FACTORS.format(user=user))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.severity != "info"]
+    assert [(f.rule, f.severity) for f in found] == ([("no-gradient", "error")] if sick else [])
+    assert not sick or "(user, item): all of them start at 0" in found[0].message
+
+
+MIXTURE = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.logit, self.mean = nn.Sequential(nn.Linear(1, 24), nn.Tanh()), nn.Linear(24, 3), nn.Linear(24, 3)
+        for head in (self.logit, self.mean):
+            nn.init.{init}
+            nn.init.zeros_(head.bias)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.logit(h), self.mean(h)
+
+
+net = Net()
+opt = torch.optim.Adam(net.parameters(), lr=3e-3)
+for step in range(80):
+    x = torch.rand(64, 1)
+    side = torch.randint(0, 2, (64, 1)) * 2.0 - 1
+    logit, mean = net(x)
+    y = {target}
+    opt.zero_grad()
+    {loss}.backward()
+    opt.step()
+"""
+MIXED = "(-torch.logsumexp(logit.log_softmax(-1) - 0.5 * (y - mean) ** 2 / 0.04, -1)).mean()"
+
+
+@pytest.mark.parametrize(("init", "target", "loss", "sick"), [
+    ("constant_(head.weight, 0.01)", "side", MIXED, True), ("xavier_uniform_(head.weight)", "side", MIXED, False),
+    ("constant_(head.weight, 0.01)", "torch.cat([x, -x, 2 * x], 1)", "(mean - y).square().mean() + logit.square().mean()", False)])
+def test_heads_of_a_mixture_that_start_equal_stay_equal(tmp_path, init, target, loss, sick):
+    """Those of a regression part: each output has a target of its own."""
+    path = tmp_path / "train.py"
+    path.write_text(MIXTURE.format(init=init, target=target, loss=loss))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.rule == "symmetric-init" and f.severity != "info"]
+    assert bool(found) is sick
+    if sick:
+        assert "mean.weight" in found[0].message and path.read_text().splitlines()[found[0].location.line - 1].strip() == f"nn.init.{init}"
+        assert [f.prescription.treatment for f in found[0].fixes] == ["initialise"]

@@ -73,7 +73,7 @@ class NoGradient(Rule):
         silent = [w for w in ran if _silent(recording, w)]
         groups: dict[Barrier | None, list[Weight]] = {}
         gates = _gates(recording)
-        for weight in silent if len(silent) < len(ran) else ():
+        for weight in silent if len(silent) < len(ran) or _others_learn(recording) else ():
             groups.setdefault(_fate(recording, weight, gates), []).append(weight)
         for barrier, cut in groups.items():
             yield self._cut(recording, barrier, cut, len(ran))
@@ -93,7 +93,8 @@ class NoGradient(Rule):
                            modules=tuple(dict.fromkeys(w.module for w in cut)), op=op, cap="info" if harmless else None,
                            operations=(barrier.operation,) if barrier is not None and barrier.operation >= 0 else (),
                            evidence={"parameters": [w.name for w in cut][:8], "count": len(cut), "of": of, "used": barrier is not None,
-                                     "barrier": op or ("dead ReLU" if dead else ""), "block": block, "gated": barrier is not None and barrier.gated})
+                                     "barrier": op or ("dead ReLU" if dead else ""), "block": block, "gated": barrier is not None and barrier.gated,
+                                     **({"zeros": True} if len(cut) > 1 and all(p.scheme == "zeros" for w in cut for p in w.parts) else {})})
 
     def message(self, m: Measurement) -> str:
         e = m.evidence
@@ -112,6 +113,9 @@ class NoGradient(Rule):
             return f"{e['count']} of {e['of']} weights of the optimizer are never trained ({names}): their layers run under no_grad"
         if e["gated"]:
             return f"{e['count']} of {e['of']} weights get no gradient at first ({names}): what they compute is multiplied by a parameter that starts at 0"
+        if "zeros" in e and not e["barrier"]:
+            return (f"{e['count']} of {e['of']} weights that take part get no gradient ({names}): all of them start at 0, and what is multiplied by 0 "
+                    "has none; draw them at random")
         cause = f": {e['barrier']} {'lets no gradient through' if e['barrier'] in WITHHELD else 'has no slope'}" if e["barrier"] else ""
         return f"{e['count']} of {e['of']} weights that take part get no gradient ({names}){cause}"
 
@@ -225,6 +229,12 @@ def _thrown_away(recording: Recording) -> Measurement | None:
     if not decays and any(r.update_ratio for rows in recording.parameter_steps.values() for r in rows):
         return None                                # an optimizer of the user's own that keeps its gradients elsewhere
     return Measurement(value=1.0, location=row["span"] or record.stepped, order=130, evidence={"steps": row["steps"], "between": row["span"] is not None})
+
+
+def _others_learn(recording: Recording) -> bool:
+    """Biases or other vectors of the optimizer's get gradients, although no matrix does: two factors of zeros, say."""
+    return recording.total_steps >= FEWEST and any(row.grad_norm for p in recording.parameters if p.in_optimizer and p.trainable and len(p.shape) < 2
+                                                   for row in recording.parameter_steps.get(p.name, ()))
 
 
 def _cut_off(recording: Recording) -> Measurement | None:

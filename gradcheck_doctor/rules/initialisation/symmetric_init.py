@@ -18,8 +18,8 @@ class SymmetricInit(Rule):
     """All units of a hidden layer start with the same weights, so they stay the same for ever.
 
     What it measures: share of hidden weight matrices of a model whose rows are all equal (zeros and constants included). In a run also parameters that a
-    class of the user's makes itself (means of a mixture, prototypes, queries): rows that started equal, that training moved, and that are still equal
-    after 20 steps or more.
+    class of the user's makes itself (means of a mixture, prototypes, queries), and output layers (the heads of a mixture): rows that started equal, that
+    training moved, and that are still equal after 20 steps or more.
 
     Why it matters: equal units get equal gradients; the layer has the capacity of a single unit. All zeros with ReLU gives no gradient at all.
 
@@ -58,13 +58,13 @@ class SymmetricInit(Rule):
         first = recording.parameter[next(iter(held))]
         yield Measurement(value=1.0, module=first.module, op=held[first.name].op, location=first.origin or held[first.name].called,
                           operations=tuple(o.index for o in held.values()), cap=mild(recording, "warning"),
-                          evidence={"rows": next(s for s in first.shape if s > 1), "names": tuple(n.rpartition(".")[2] for n in held),
+                          evidence={"rows": next(s for s in first.shape if s > 1), "names": tuple(_short(recording, n) for n in held),
                                     "steps": recording.total_steps, "scheme": first.scheme})
 
     def message(self, m: Measurement) -> str:
         if "rows" in m.evidence:
             names = m.evidence["names"]
-            return (f"the {m.evidence['rows']} rows of {' and of '.join(names)} start equal ({m.evidence['scheme']}) and are still equal after "
+            return (f"the {m.evidence['rows']} rows of {' and of '.join(names[:4])} start equal ({m.evidence['scheme']}) and are still equal after "
                     f"{m.evidence['steps']} steps: they compute the same and get the same gradient; draw {names[0]} at random")
         count = m.evidence["layers"]
         where = f"{count} hidden layers start" if count > 1 else f"hidden layer {m.module or '(root)'} starts"
@@ -72,10 +72,17 @@ class SymmetricInit(Rule):
 
     def prescribe(self, m: Measurement, recording: Recording) -> tuple[Prescription, ...]:
         if "rows" in m.evidence:
-            return ()
+            layers = [o for i in m.operations if (o := recording.operations[i]).op == "linear" and o.module_type == "Linear"]
+            return initialise(recording, layers, ()) if layers else ()
         layers = [recording.operations[i] for i in m.operations]
         activations = [a for run in runs(recording) for a in run.activations]
         return initialise(recording, layers, activations)
+
+
+def _short(recording: Recording, name: str) -> str:
+    """self.means is `means` in its class; the weight of a library's layer needs the layer's name."""
+    module = recording.module.get(recording.parameter[name].module)
+    return name if module is not None and module.library else name.rpartition(".")[2]
 
 
 def _symmetric(recording: Recording, operation: Operation) -> ParameterRecord | None:
@@ -102,8 +109,10 @@ def _rows_of_their_own(recording: Recording, record: ParameterRecord) -> Operati
     """
     module = recording.module.get(record.module)
     users = [o for o in recording.operations if record.name in o.parameters]
-    if module is not None and module.library or not users or not any(row.grad_norm for row in recording.parameter_steps.get(record.name, ())):
+    if not users or not any(row.grad_norm for row in recording.parameter_steps.get(record.name, ())):
         return None
+    if module is not None and module.library:
+        return users[0] if users[0].op == "linear" and len(users) == 1 and record.role == "weight" else None       # an output layer of several heads
     axis, rows = next((i - len(record.shape), size) for i, size in enumerate(record.shape) if size > 1)
     shared = any(sum(len(shape) >= -axis and shape[axis] == rows for shape in o.input_shapes) > 1 for o in users if o.op in ELEMENTWISE)
     return None if shared else users[0]
