@@ -288,3 +288,50 @@ def test_heads_of_a_mixture_that_start_equal_stay_equal(tmp_path, init, target, 
     if sick:
         assert "mean.weight" in found[0].message and path.read_text().splitlines()[found[0].location.line - 1].strip() == f"nn.init.{init}"
         assert [f.prescription.treatment for f in found[0].fixes] == ["initialise"]
+
+
+GRAPH = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+links = (torch.rand(150, 150) < 0.3).float()
+x, y = torch.randn(150, 6), torch.randint(0, 3, (150,))
+
+
+class Spread(nn.Module):
+    def __init__(self, i):
+        super().__init__()
+        self.w, self.v = nn.Linear(i, 16), nn.Linear(i, 16)
+
+    def forward(self, h, a):
+        return torch.relu(self.w(h) + self.v(a @ h))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.out = nn.ModuleList([Spread(6), Spread(16), Spread(16), Spread(16)]), nn.Linear(16, 3)
+
+    def forward(self, h, a):
+        for layer in self.layers:
+            h = layer(h, a)
+        return self.out(h)
+
+
+net = Net()
+opt = torch.optim.SGD(net.parameters(), lr=0.02)
+for epoch in range(30):
+    opt.zero_grad()
+    nn.functional.cross_entropy(net(x, links{norm}), y).backward()
+    opt.step()
+"""
+
+
+@pytest.mark.parametrize(("norm", "sick"), [("", True), (" / links.sum(1, keepdim=True)", False)])
+def test_sums_over_neighbours_that_grow_from_layer_to_layer(tmp_path, norm, sick):
+    path = tmp_path / "train.py"
+    path.write_text(GRAPH.format(norm=norm))
+    found = [f for f in diagnose(run_script(str(path), None, []).recording) if f.severity != "info"]
+    assert [f.rule for f in found[:1]] == ["signal-explosion"] * sick or not sick and "signal-explosion" not in {f.rule for f in found}
+    if sick:
+        assert "over 4 layers the signal grows" in found[0].message and found[0].related

@@ -7,8 +7,12 @@ from gradcheck_doctor.records.findings import Prescription
 from gradcheck_doctor.records.recording import Recording
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.branches import mild_run
-from gradcheck_doctor.rules.flow import far_end, location, near_band, norm_kind, runs, signal_ratio, start
-from gradcheck_doctor.rules.progress import mild
+from gradcheck_doctor.rules.flow import far_end, location, near_band, norm_kind, runs, signal_ratio, start, weight
+from gradcheck_doctor.rules.progress import constant_guess, mild
+
+GROWN = 1e2            # of the signal, from which on a run of layers is reported
+FAR = 10.0             # times a constant guess's loss
+ROOT = 350             # in causal order: before the first loss that it makes
 
 
 def _ratios(recording: Recording) -> Iterator[Measurement]:
@@ -57,7 +61,8 @@ class SignalExplosion(Rule):
     """Activations grow from layer to layer, or from block to block of an unnormalised residual stream.
 
     What it measures: what the batch varies at the last layer's output over the first layer's, along a run of layers; and along the residual
-    stream of blocks with no normalisation.
+    stream of blocks with no normalisation. Where neither grows and the first loss is ten times a guess's, also from the first activation that all of the
+    signal passes to the last one (message passing over an adjacency matrix that is not normalised).
 
     Why it matters: the output and the loss start orders of magnitude too large, and so do the gradients.
 
@@ -74,7 +79,10 @@ class SignalExplosion(Rule):
     explains = ("GD302", "GD604", "GD701", "GD706", "GD305", "GD801", "GD802", "GD803", "GD707")
 
     def measure(self, recording: Recording) -> Iterator[Measurement | Unmeasured]:
-        yield from _ratios(recording)
+        measured = list(_ratios(recording))
+        yield from measured
+        if not any(m.value >= GROWN for m in measured):
+            yield from self._along_the_spine(recording)
         stream = [o for o in recording.operations if o.attributes.get("residual") and o.on_spine]
         if len(stream) >= 3 and not any(o.category == "norm" for o in recording.operations):
             low, high = stream[0], stream[-1]
@@ -85,6 +93,21 @@ class SignalExplosion(Rule):
                 yield Measurement(value=ratio, module=high.module, modules=tuple(o.module for o in stream), op=high.op,
                                   location=location(recording, high), operations=tuple(o.index for o in stream), cap=mild(recording),
                                   evidence={"signal_ratio": ratio, "layers": len(stream), "stream": True})
+
+    def _along_the_spine(self, recording: Recording) -> Iterator[Measurement]:
+        """Layers whose sums and products no run of layers goes through (message passing, gates), where the first loss is that of numbers far too large."""
+        steps = [o for o in recording.operations if o.category == "activation" and o.on_spine and o.requires_grad]
+        guess = constant_guess(recording)
+        if len(steps) < 3 or guess is None or not recording.curve[0][1] > FAR * guess > 0 or any(o.category in ("norm", "recurrent") for o in recording.operations):
+            return
+        low, high = steps[0], steps[-1]
+        seen = [(a.rms, b.rms) for (a, _), (b, _) in zip(start(recording, low), start(recording, high), strict=False)
+                if a is not None and b is not None and a.rms > 0]
+        layers = [o for o in recording.operations if o.category == "layer" and weight(recording, o) is not None and o.index < high.index]
+        if seen and layers:
+            yield Measurement(value=seen[0][1] / seen[0][0], module=high.module, modules=tuple(dict.fromkeys(o.module for o in layers)), op=high.op, order=ROOT,
+                              location=location(recording, high), operations=tuple(o.index for o in steps), cap=mild(recording),
+                              evidence={"signal_ratio": seen[0][1] / seen[0][0], "layers": len(steps)})
 
     def message(self, m: Measurement) -> str:
         what = "residual blocks without normalisation" if m.evidence.get("stream") else "layers"
