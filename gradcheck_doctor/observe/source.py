@@ -118,7 +118,9 @@ class Source:
     @functools.cached_property
     def dropping(self) -> tuple[Span, ...]:
         """Calls F.dropout(x, p) that say nothing of the mode, so that they drop in eval mode, too."""
-        asked = {id(n) for node in self.nodes if isinstance(node, (ast.If, ast.IfExp)) and "training" in ast.unparse(node.test) for n in ast.walk(node)}
+        functions = [f for f in self.nodes if isinstance(f, ast.FunctionDef) and any(isinstance(n, ast.If) and "training" in ast.unparse(n.test) for n in ast.walk(f))]
+        choices = [n for n in self.nodes if isinstance(n, (ast.If, ast.IfExp)) and "training" in ast.unparse(n.test)]
+        asked = {id(n) for around in (*functions, *choices) for n in ast.walk(around)}          # `if not self.training: return x` in front of it, say
         calls = [n for n in self.nodes if isinstance(n, ast.Call) and len(n.args) < 3 and id(n) not in asked and not any(k.arg in (None, "training") for k in n.keywords)]
         return tuple(self.place(n) for n in calls if isinstance(n.func, (ast.Name, ast.Attribute))
                      and "dropout" in (n.func.id if isinstance(n.func, ast.Name) else n.func.attr))

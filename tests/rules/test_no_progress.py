@@ -174,6 +174,11 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 2)
 
+    def drop(self, x):
+        if not self.training:
+            return x
+        return F.dropout(x, 0.5)
+
     def forward(self, x):
         return self.b({dropout})
 
@@ -196,7 +201,8 @@ for i in torch.randperm(256).split(16):
     ("F.dropout(F.relu(self.a(x)), 0.1)", "net.eval()", "info"),
     ("F.dropout(F.relu(self.a(x)), p=0.5, training=self.training)", "net.eval()", None),
     ("F.dropout(F.relu(self.a(x)), 0.5, True)", "net.eval()", None),                              # said, so meant
-    ("F.dropout(self.a(x), 0.5) if self.training else self.a(x)", "net.eval()", None)])
+    ("F.dropout(self.a(x), 0.5) if self.training else self.a(x)", "net.eval()", None),
+    ("self.drop(self.a(x))", "net.eval()", None)])
 def test_functional_dropout_that_goes_on_in_eval_mode(tmp_path, dropout, end, severity):
     path = tmp_path / "train.py"
     path.write_text(DROPS.format(dropout=dropout, end=end))

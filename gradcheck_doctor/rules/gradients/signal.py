@@ -12,7 +12,7 @@ from gradcheck_doctor.rules.progress import constant_guess, mild
 
 GROWN = 1e2            # of the signal, from which on a run of layers is reported
 FAR = 10.0             # times a constant guess's loss
-ROOT = 350             # in causal order: before the first loss that it makes
+ROOT = 340             # in causal order: before the first loss that it makes
 
 
 def _ratios(recording: Recording) -> Iterator[Measurement]:
