@@ -71,8 +71,11 @@ def _imported(tree: Tree, name: str, new: str, keep: bool) -> list[Edit]:
 
 
 def probabilities_wanted(tree: Tree, made: ast.expr) -> bool:
-    """Somewhere the outputs are read as probabilities, compared with 0.5 or rounded, without another sigmoid than `made` in between."""
+    """Somewhere the outputs are read as probabilities, compared with 0.5 or rounded, without another sigmoid than `made` in between; or differences are
+    taken where no gradient is wanted, as of a picture and its reconstruction."""
     for node in ast.walk(tree.root):
+        if isinstance(node, (ast.FunctionDef, ast.With)) and _compares(tree, node):
+            return True
         if isinstance(node, ast.Compare) and any(isinstance(c, ast.Constant) and c.value == 0.5 for c in node.comparators):
             read = node.left
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("round", "round_"):
@@ -83,6 +86,19 @@ def probabilities_wanted(tree: Tree, made: ast.expr) -> bool:
         if not _squashed(tree, read, made):
             return True
     return False
+
+
+def _compares(tree: Tree, block: ast.FunctionDef | ast.With) -> bool:
+    """A block without gradients, or the function it is in, squares a difference of a model's output, and squashes nothing."""
+    switches = [i.context_expr for i in block.items] if isinstance(block, ast.With) else block.decorator_list
+    if not any(word in tree.source(s) for s in switches for word in ("no_grad", "inference_mode")):
+        return False
+    home = tree.function(block) if isinstance(block, ast.With) else block
+    inside = list(ast.walk(home or block))
+    called = {t.id for n in ast.walk(block) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) for t in n.targets if isinstance(t, ast.Name)}
+    squared = [n.left for n in inside if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Pow)]
+    different = any(isinstance(n, ast.Name) and n.id in called for s in squared if isinstance(s, ast.BinOp) and isinstance(s.op, ast.Sub) for n in ast.walk(s))
+    return different and not any(word in tree.source(home or block) for word in ("sigmoid(", "softmax(", "expit("))
 
 
 def _squashed(tree: Tree, node: ast.expr, made: ast.expr) -> bool:

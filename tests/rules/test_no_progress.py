@@ -341,3 +341,40 @@ def test_sums_over_neighbours_that_grow_from_layer_to_layer(tmp_path, norm, sick
     assert [f.rule for f in found[:1]] == ["signal-explosion"] * sick or not sick and "signal-explosion" not in {f.rule for f in found}
     if sick:
         assert "over 4 layers the signal grows" in found[0].message and found[0].related
+
+
+UNROLLED = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+A = torch.randn(10, 16) / 10**0.5
+
+
+class Unrolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.S = nn.ParameterList(nn.Parameter(0.1 * torch.randn(16, 16)) for _ in range(3))
+        self.B = nn.ParameterList(nn.Parameter(A.t().clone()) for _ in range(3))
+
+    def forward(self, y):
+        z = y.new_zeros(len(y), 16)
+        for S, B in zip(self.S, self.B):
+            z = torch.relu(y @ B.t() + z @ S.t() - 0.05)
+        return z
+
+
+net = Unrolled()
+opt = torch.optim.Adam(net.parameters(), lr=3e-3)
+for step in range(150):
+    code = torch.relu(torch.randn(64, 16) - 1)
+    opt.zero_grad()
+    nn.functional.mse_loss(net(code @ A.t()), code).backward()
+    opt.step()
+"""
+
+
+def test_the_first_matrix_of_an_unrolled_network_meets_zeros_only(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(UNROLLED)
+    found = diagnose(run_script(str(path), None, []).recording)
+    assert not [f for f in found if f.severity != "info"] and [f.severity for f in found if f.rule == "no-gradient"] == ["info"]

@@ -3,6 +3,7 @@ import pytest
 
 from gradcheck_doctor.errors import TreatmentRefused
 from tests.treatments.test_source import edit
+from tests.treatments.test_styles import cured
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -762,3 +763,17 @@ def test_an_output_activation_that_a_shared_factory_is_given_goes_where_it_is_gi
     layers = [("decoder.1", "sigmoid", "final()")]
     after = edit(tmp_path, text, "remove-output-activation", where="final()", layers=layers, op="sigmoid")
     assert after == text.replace("final=nn.Sigmoid", "final=nn.Identity")
+
+
+VAE = ("import torch\nimport torch.nn.functional as F\nclass Decoder:\n    def forward(self, z):\n        return torch.sigmoid(self.pixels(z))\n"
+       "def elbo(recon, x):\n    return F.binary_cross_entropy_with_logits(recon, x)\ndef explained(model, x):\n    with torch.no_grad():\n"
+       "        recon = model.decoder(x)\n    return 1 - ((recon - x) ** 2).sum()\n")
+
+
+def test_a_reconstruction_that_is_compared_with_the_picture_stays_a_probability(tmp_path):
+    more = {"where": "torch.sigmoid(self.pixels(z))", "op": "sigmoid", "layers": [("decoder", "sigmoid", "torch.sigmoid(self.pixels(z))")]}
+    evidence = {"evidence": {"loss": "binary_cross_entropy_with_logits"}}
+    after = cured(tmp_path, VAE, "remove-output-activation", **more, **evidence)
+    assert after == VAE.replace("binary_cross_entropy_with_logits", "binary_cross_entropy")
+    squashed = VAE.replace("recon = model.decoder(x)", "recon = torch.sigmoid(model.decoder(x))")
+    assert "sigmoid(self.pixels" not in cured(tmp_path, squashed, "remove-output-activation", **more, **evidence)

@@ -11,6 +11,7 @@ from gradcheck_doctor.records.ways import LAYERS, before, behind
 from gradcheck_doctor.rules.attention import MATRIX
 from gradcheck_doctor.rules.base import Measurement, Rule, Threshold, Unmeasured
 from gradcheck_doctor.rules.flow import location
+from gradcheck_doctor.rules.progress import learned
 
 STEPS_FLAT = frozenset({"round", "floor", "ceil", "sign", "heaviside", "trunc"})
 CHOOSING = frozenset({"getitem", "select", "narrow", "index_select", "chunk", "split", "unbind", "gather", "where", "masked_fill", "setitem"})
@@ -85,7 +86,8 @@ class NoGradient(Rule):
     def _cut(self, recording: Recording, barrier: Barrier | None, cut: list[Weight], of: int, block: bool = False) -> Measurement:
         first = recording.module.get(cut[0].module)
         op = barrier.op if barrier is not None else ""
-        harmless = barrier is None or barrier.gated or len(recording.optimizers) > 1 or bool(recording.notes.get("warmed")) or (
+        fed_zeros = learned(recording) and all(_fed_zeros(recording, w) for w in cut)
+        harmless = barrier is None or barrier.gated or fed_zeros or len(recording.optimizers) > 1 or bool(recording.notes.get("warmed")) or (
             all(map(_trained, cut)) if op in WITHHELD else not op and _behind_zeros(recording))
         dead = barrier is not None and not op and not barrier.gated and any(o.units is not None and o.units.dead_fraction == 1.0 for o in recording.operations)
         place = barrier.span if barrier is not None and op else first.built if first is not None else None
@@ -229,6 +231,13 @@ def _thrown_away(recording: Recording) -> Measurement | None:
     if not decays and any(r.update_ratio for rows in recording.parameter_steps.values() for r in rows):
         return None                                # an optimizer of the user's own that keeps its gradients elsewhere
     return Measurement(value=1.0, location=row["span"] or record.stepped, order=130, evidence={"steps": row["steps"], "between": row["span"] is not None})
+
+
+def _fed_zeros(recording: Recording, weight: Weight) -> bool:
+    """All that it is multiplied with is exactly 0: the state that an unrolled network begins with."""
+    names = {p.name for p in weight.parts}
+    seen = [s.forward for o in recording.operations if names & set(o.parameters) for s in o.observed if s.forward is not None]
+    return bool(seen) and all(f.norm == 0 for f in seen) and all(p.scheme != "zeros" for p in weight.parts)
 
 
 def _others_learn(recording: Recording) -> bool:
