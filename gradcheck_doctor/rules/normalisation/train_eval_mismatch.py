@@ -41,7 +41,7 @@ class TrainEvalMismatch(Rule):
     code = "GD506"
     name = "train-eval-mismatch"
     summary = "eval mode is far from what is trained, or is what is trained"
-    threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half", info=0.1)
+    threshold = Threshold(0.5, None, "rise of the loss from training to eval mode", "half")
     order = 245
     explains = ("GD604", "GD701", "GD706", "GD801", "GD802", "GD803", "GD707", "GD305", "GD302", "GD209", "GD201")
 
@@ -94,7 +94,7 @@ def _dropping(recording: Recording) -> Iterator[Measurement]:
     """Functional dropouts that go on in eval mode; a file that never calls eval() may mean it."""
     for row in recording.notes.get("dropping", ()):
         operation = recording.operations[row["operation"]]
-        yield Measurement(value=row["p"] / STRONG, module=operation.module, op=operation.op, location=operation.called, operations=(operation.index,),
+        yield Measurement(value=row["p"] / STRONG, floor="info", module=operation.module, op=operation.op, location=operation.called, operations=(operation.index,),
                           cap=None if row["evaluates"] and recording.kind == "run" else "info", evidence={"p": row["p"]})
 
 
