@@ -15,7 +15,7 @@ SETTLED = 66           # batches after which torch's own momentum has left 0.9^6
 LEFT = 0.25            # of the running statistics that is still their start
 MOST = 0.5             # the same, where the batches were fewer than STEPS but the model was evaluated
 ALL_ALONG = 5          # backward passes seen, before a mode counts as that of the whole run
-STRONG = 0.4           # of p: 0.2 and more, left on in eval mode, is worth a warning
+STRONG = 0.2           # p from which on a dropout that goes on in eval mode is worth a warning
 SCALE = 0.25           # of the first loss, at least, that the difference is judged by: two losses near 0 may differ by any factor
 
 
@@ -27,7 +27,7 @@ class TrainEvalMismatch(Rule):
     by what factor (less 1) or by how many standard deviations a channel is off in eval mode, where a quarter or more of a BatchNorm's running statistics
     still is their start after at least 200 batches (half or more after 66, by which the default momentum has left 0.1 %, and evaluated at the end); told
     from the statistics, the momentum and the number of batches alone. And the number of BatchNorms that train in eval mode all along, with statistics
-    that have never seen a batch. And F.dropout(x, p) without `training=`, which drops in eval mode as well: p over 0.4, in a file that calls eval().
+    that have never seen a batch. And F.dropout(x, p) without `training=`, which drops in eval mode as well: a warning from p = 0.2 on, in a file that calls eval().
 
     Why it matters: BatchNorm in eval mode uses running statistics. With a momentum that is too small they still are those of the start, and the
     network is wrong however well it trains. In eval mode from the first step on, it does nothing but divide by 1.
@@ -94,7 +94,8 @@ def _dropping(recording: Recording) -> Iterator[Measurement]:
     """Functional dropouts that go on in eval mode; a file that never calls eval() may mean it."""
     for row in recording.notes.get("dropping", ()):
         operation = recording.operations[row["operation"]]
-        yield Measurement(value=row["p"] / STRONG, floor="info", module=operation.module, op=operation.op, location=operation.called, operations=(operation.index,),
+        yield Measurement(value=row["p"], floor="warning" if row["p"] >= STRONG else "info", module=operation.module, op=operation.op,
+                          location=operation.called, operations=(operation.index,),
                           cap=None if row["evaluates"] and recording.kind == "run" else "info", evidence={"p": row["p"]})
 
 
