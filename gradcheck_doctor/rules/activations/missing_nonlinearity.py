@@ -37,7 +37,8 @@ class MissingNonlinearity(Rule):
         pairs = [(a, b) for b in recording.operations if (a := _linear_feeder(recording, b)) is not None]
         if not pairs:
             return
-        unused = [m for m in recording.modules if m.type.lower() in MODULES and m.calls == 0 and m.library]
+        homes = {m.path.rpartition(".")[0] for m in recording.modules if m.calls > 0}           # a copy that runs without gradients has no calls at all
+        unused = [m for m in recording.modules if m.type.lower() in MODULES and m.calls == 0 and m.library and m.path.rpartition(".")[0] in homes]
         nonlinear = sum(o.category == "activation" for o in recording.operations)
         value = len(pairs) + (2.0 if unused else 0.0) - (0.0 if unused or nonlinear == 0 else max(0.0, len(pairs) - 1.0))
         first = pairs[0][1]
